@@ -1,0 +1,51 @@
+"""The `mgjax` command: finds the command's module, parses its flags with tyro, and turns InputError into one sentence."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = {
+    "generate": "make a video from a picture and a script of actions",
+    "convert": "turn released weight files into a checkpoint, and back",
+    "parity": "compare this code with reference tensors",
+    "bench": "measure speed, memory and compilations",
+    "info": "list the models, their sizes and their states",
+    "record": "record action-annotated video from a game engine",
+    "data": "check, show, import, export and encode recordings",
+}
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(["usage: mgjax COMMAND [flags]   (mgjax COMMAND --help says more)", "", *lines])
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs one command; exits with 2 and one sentence when its input cannot be used."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return
+    if argv[0] == "--version":
+        from mgjax import __version__
+
+        print(f"mgjax {__version__}")
+        return
+    if argv[0] not in COMMANDS:
+        print(f"mgjax: there is no command {argv[0]!r}\n{_usage()}", file=sys.stderr)
+        sys.exit(2)
+
+    import tyro
+
+    from mgjax.errors import InputError
+
+    module = importlib.import_module(f"mgjax.commands.{argv[0]}")
+    try:
+        sys.exit(tyro.cli(module.main, prog=f"mgjax {argv[0]}", args=argv[1:]))
+    except InputError as error:
+        print(f"mgjax {argv[0]}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

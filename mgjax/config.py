@@ -1,0 +1,303 @@
+"""Every frozen config of a world and the presets of the released models.
+
+A config is plain data: hashable, comparable, and written to JSON beside the weights it describes
+(`to_json`, `from_json`). Sizes that follow from others are properties, so that a number stands in one place.
+Sources of the numbers: arXiv:2508.13009 and the configs published with the weights (`Skywork/Matrix-Game-2.0`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class ActionConfig:
+    """Mouse and keyboard injection of one DiT block (design page section 3)."""
+
+    keyboard_dim: int = 4
+    mouse_dim: int = 2  # (pitch, yaw); 0 leaves the mouse half out
+    num_heads: int = 16
+    head_dim: int = 64
+    embed_dim: int = 128  # width of one embedded keyboard row
+    window: int = 3  # latent frames of rows that one latent frame sees
+    rope_dim: int = 8  # leading dims of a head that turn with the position
+    rope_theta: float = 256.0
+
+    @property
+    def dim(self) -> int:
+        """Width of the mouse and keyboard attentions."""
+        return self.num_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """The causal diffusion transformer (design page section 2)."""
+
+    latent_height: int = 44
+    latent_width: int = 80
+    latent_channels: int = 16
+    mask_channels: int = 4
+    patch: int = 2  # spatial patch; time is not patched
+    dim: int = 1536
+    num_heads: int = 12
+    ffn_dim: int = 8960
+    num_layers: int = 30
+    num_action_layers: int = 15  # the first ones of the stack
+    time_dim: int = 256
+    image_dim: int = 1280  # width of the CLIP tokens
+    image_tokens: int = 257
+    chunk: int = 3  # latent frames generated at once
+    window: int | None = 6  # visible latent frames, the chunk's own included; None sees all
+    sink: int = 0  # first latent frames of the stream that stay visible; part of the window
+    eps: float = 1e-6
+    rope_theta: float = 10000.0
+    action: ActionConfig = field(default_factory=ActionConfig)
+
+    def __post_init__(self):
+        if self.dim % self.num_heads or self.head_dim % 2:
+            raise ValueError(f"dim {self.dim} does not split into {self.num_heads} heads of even width")
+        if self.latent_height % self.patch or self.latent_width % self.patch:
+            raise ValueError(f"latent {self.latent_height}x{self.latent_width} is not a multiple of patch {self.patch}")
+        if not 0 <= self.num_action_layers <= self.num_layers:
+            raise ValueError(f"{self.num_action_layers} action layers do not fit in {self.num_layers} layers")
+        if self.window is not None and not self.chunk <= self.window:
+            raise ValueError(f"window {self.window} is smaller than the chunk of {self.chunk} latent frames")
+        if self.sink and (self.window is None or self.sink > self.window - self.chunk):
+            raise ValueError(f"sink {self.sink} does not fit in window {self.window} beside a chunk of {self.chunk}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    @property
+    def in_channels(self) -> int:
+        """Noisy latent, mask and image condition, in that order."""
+        return 2 * self.latent_channels + self.mask_channels
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Token rows and columns of one latent frame."""
+        return self.latent_height // self.patch, self.latent_width // self.patch
+
+    @property
+    def frame_tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def past(self) -> int:
+        """Latent frames a stream keeps in its cache: the window without the chunk being denoised."""
+        if self.window is None:
+            raise ValueError("a model with a global window cannot stream: give DiTConfig.window a size")
+        return self.window - self.chunk
+
+
+_WAN_MEAN = (
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+)  # fmt: skip
+_WAN_STD = (
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """The causal Wan 2.1 video VAE (design page section 5)."""
+
+    dim: int = 96
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    temporal_downsample: tuple[bool, ...] = (False, True, True)
+    latent_channels: int = 16
+    latent_mean: tuple[float, ...] = _WAN_MEAN
+    latent_std: tuple[float, ...] = _WAN_STD
+
+    @property
+    def spatial_stride(self) -> int:
+        return 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def temporal_stride(self) -> int:
+        return 2 ** sum(self.temporal_downsample)
+
+
+@dataclass(frozen=True)
+class TAEHVConfig:
+    """The small fast autoencoder of the same latent space (design page section 7)."""
+
+    decoder_widths: tuple[int, ...] = (256, 128, 64, 64)
+    encoder_width: int = 64
+    latent_channels: int = 16
+
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    """The image tower whose last-but-one block conditions the DiT (design page section 6)."""
+
+    image_size: int = 224
+    patch: int = 14
+    dim: int = 1280
+    num_heads: int = 16
+    num_layers: int = 32
+    mlp_ratio: int = 4
+    output_dim: int = 1024  # of the projection head, which no world uses and the released file holds
+
+    @property
+    def num_tokens(self) -> int:
+        return 1 + (self.image_size // self.patch) ** 2
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """Few-step schedule (design page section 4)."""
+
+    steps: tuple[int, ...] = (1000, 666, 333)
+    shift: float = 5.0
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """What a player's keys mean: one keyboard column each, and the mouse step of a held direction."""
+
+    columns: tuple[str, ...] = ("forward", "back", "left", "right")
+    keys: tuple[str, ...] = ("w", "s", "a", "d")
+    mouse_step: float = 0.1  # value of one held direction; [pitch, yaw], up and right positive
+    idle: int | None = None  # column that is set when no key is held; then exactly one column is set at a time
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """A whole world: networks, schedule and controls. Numbers default to the universal model's."""
+
+    name: str = "universal"
+    dit: DiTConfig = field(default_factory=DiTConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    taehv: TAEHVConfig = field(default_factory=TAEHVConfig)
+    clip: CLIPConfig = field(default_factory=CLIPConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
+    fps: int = 25
+
+    def __post_init__(self):
+        if len(self.control.columns) != self.dit.action.keyboard_dim:
+            raise ValueError(
+                f"{len(self.control.columns)} keyboard columns are named, the DiT takes {self.dit.action.keyboard_dim}"
+            )
+
+    @property
+    def height(self) -> int:
+        return self.dit.latent_height * self.vae.spatial_stride
+
+    @property
+    def width(self) -> int:
+        return self.dit.latent_width * self.vae.spatial_stride
+
+    @property
+    def chunk_frames(self) -> int:
+        """Pixel frames, and action rows, of one chunk."""
+        return self.dit.chunk * self.vae.temporal_stride
+
+
+def _universal() -> WorldConfig:
+    return WorldConfig()
+
+
+def _gta_drive() -> WorldConfig:
+    return WorldConfig(
+        name="gta_drive",
+        dit=DiTConfig(window=4, action=ActionConfig(keyboard_dim=2)),
+        control=ControlConfig(columns=("forward", "back"), keys=("w", "s")),
+    )
+
+
+def _templerun() -> WorldConfig:
+    return WorldConfig(
+        name="templerun",
+        dit=DiTConfig(action=ActionConfig(keyboard_dim=7, mouse_dim=0)),
+        sampler=SamplerConfig(steps=(1000, 750, 500, 250)),
+        control=ControlConfig(
+            columns=("nomove", "jump", "slide", "turn_left", "turn_right", "side_left", "side_right"),
+            keys=("q", "w", "s", "z", "c", "a", "d"),
+            idle=0,
+        ),
+    )
+
+
+def _foundation() -> WorldConfig:
+    return WorldConfig(name="foundation", dit=DiTConfig(window=None, num_action_layers=30))
+
+
+def _nano() -> WorldConfig:
+    """A world of 96 x 160 that two CPU cores stream."""
+    return WorldConfig(
+        name="nano",
+        dit=DiTConfig(
+            latent_height=12,
+            latent_width=20,
+            dim=192,
+            num_heads=6,
+            ffn_dim=768,
+            num_layers=6,
+            num_action_layers=3,
+            image_dim=64,
+            image_tokens=17,
+            action=ActionConfig(num_heads=3, head_dim=32, embed_dim=32),
+        ),
+        vae=VAEConfig(dim=8),
+        taehv=TAEHVConfig(decoder_widths=(32, 16, 8, 8), encoder_width=8),
+        clip=CLIPConfig(image_size=56, patch=14, dim=64, num_heads=4, num_layers=4, output_dim=64),
+    )
+
+
+PRESETS: types.MappingProxyType[str, WorldConfig] = types.MappingProxyType(
+    {cfg.name: cfg for cfg in (_universal(), _gta_drive(), _templerun(), _foundation(), _nano())}
+)
+
+
+def preset(name: str) -> WorldConfig:
+    """The preset called `name`; ValueError names the ones there are."""
+    if name not in PRESETS:
+        raise ValueError(f"there is no model {name!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def to_json(cfg) -> str:
+    """A config dataclass as indented JSON."""
+    return json.dumps(dataclasses.asdict(cfg), indent=1)
+
+
+def from_json(text: str, kind: type = WorldConfig):
+    """The config of class `kind` in `text`; ValueError names an unknown or misshapen field."""
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the config is not JSON: {error}") from None
+    return _build(kind, data, kind.__name__)
+
+
+def _build(kind, value, where: str):
+    """`value`, from JSON, as the annotated type `kind`."""
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} is not an object")
+        for name in value:
+            if name not in hints:
+                raise ValueError(f"{where} has no field {name!r}")
+        return kind(**{name: _build(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{where} is not a list")
+        item_kind = typing.get_args(kind)[0]
+        return tuple(_build(item_kind, item, where) for item in value)
+    kinds = typing.get_args(kind) or (kind,)
+    if float in kinds and type(value) is int:
+        value = float(value)
+    if type(value) not in kinds:
+        raise ValueError(f"{where} is {value!r}, not {' or '.join(k.__name__ for k in kinds)}")
+    return value
