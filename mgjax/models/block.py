@@ -1,0 +1,128 @@
+"""One transformer block of the causal DiT: the single definition that streaming and training share.
+
+With LN a LayerNorm without weights, (shift1, scale1, gate1, shift2, scale2, gate2) = block modulation + e0 (design page section 2):
+
+(1) x += gate1 * SelfAttention(LN(x) * (1 + scale1) + shift1)
+(2) x += CrossAttention(LayerNorm(x), image tokens)
+(3) x += actions, in the blocks that have them (`mgjax.models.action`)
+(4) x += gate2 * FFN(LN(x) * (1 + scale2) + shift2)
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mgjax.config import DiTConfig
+from mgjax.models.action import ActionInjection
+from mgjax.models.cache import KV, BlockKV
+from mgjax.models.context import Context, Sight, with_past
+from mgjax.models.layers import Norm
+from mgjax.ops.attention import Implementation, attention, by_frames
+from mgjax.ops.norms import layer_norm, rms_norm
+from mgjax.ops.rope import Turn, rotate
+
+
+class Attention(nn.Module):
+    """Projections of a self- or cross-attention: q and k are RMS-normed over the whole width before the split into heads."""
+
+    cfg: DiTConfig
+    dtype: jnp.dtype
+    implementation: Implementation
+
+    def setup(self):
+        self.q, self.k, self.v, self.o = (nn.Dense(self.cfg.dim, dtype=self.dtype) for _ in range(4))
+        self.q_norm, self.k_norm = Norm(self.cfg.dim), Norm(self.cfg.dim)
+
+    def _heads(self, x):
+        return x.reshape(*x.shape[:-1], self.cfg.num_heads, self.cfg.head_dim)
+
+    def query(self, x, turn: Turn | None = None):
+        q = self._heads(rms_norm(self.q(x), self.cfg.eps, *self.q_norm()))
+        return q if turn is None else rotate(q, turn)
+
+    def key_value(self, x, turn: Turn | None = None) -> KV:
+        k = self._heads(rms_norm(self.k(x), self.cfg.eps, *self.k_norm()))
+        return KV(k if turn is None else rotate(k, turn), self._heads(self.v(x)))
+
+    def attend(self, q: Float[Array, "b t s k e"], kv: KV, sight: Sight = Sight()) -> Float[Array, "b t s d"]:  # noqa: B008
+        length = None
+        if sight.past is not None:
+            kv = with_past(kv, sight.past.tokens)
+            length = (q.shape[1] + sight.filled) * q.shape[2]
+
+        def tokens(x):
+            return x.reshape(x.shape[0], -1, *x.shape[-2:])
+
+        def dense(q, k, v):
+            return attention(tokens(q), tokens(k), tokens(v), length, self.implementation).reshape(q.shape)
+
+        out = dense(q, *kv) if sight.mask is None else by_frames(dense, sight.mask, q, *kv)
+        return self.o(out.reshape(*out.shape[:-2], self.cfg.dim))
+
+
+class FeedForward(nn.Module):
+    cfg: DiTConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        x = jax.nn.gelu(nn.Dense(self.cfg.ffn_dim, dtype=self.dtype, name="in")(x), approximate=True)
+        return nn.Dense(self.cfg.dim, dtype=self.dtype, name="out")(x)
+
+
+class Block(nn.Module):
+    """See the module's docstring. `__call__` also returns the block's keys and values of its own frames."""
+
+    cfg: DiTConfig
+    has_action: bool
+    dtype: jnp.dtype
+    implementation: Implementation = "xla"
+
+    def setup(self):
+        cfg = self.cfg
+        self.modulation = self.param("modulation", nn.initializers.normal(cfg.dim**-0.5), (6, cfg.dim))
+        self.self_attention = Attention(cfg, self.dtype, self.implementation)
+        self.cross_norm = Norm(cfg.dim, bias=True)
+        self.cross_attention = Attention(cfg, self.dtype, self.implementation)
+        if self.has_action:
+            self.action = ActionInjection(cfg.action, cfg.dim, self.dtype)
+        self.ffn = FeedForward(cfg, self.dtype)
+
+    def image_kv(self, tokens: Float[Array, "b i d"]) -> KV:
+        """Keys and values of the image tokens: they depend on the picture alone, so a stream computes them once."""
+        return self.cross_attention.key_value(tokens)
+
+    def __call__(
+        self,
+        x: Float[Array, "b t s d"],
+        e0: Float[Array, "b t 6 d"],
+        image: KV,
+        context: Context,
+        sight: Sight,
+    ) -> tuple[Float[Array, "b t s d"], BlockKV]:
+        cfg = self.cfg
+        shift1, scale1, gate1, shift2, scale2, gate2 = (
+            part[:, :, None] for part in jnp.moveaxis(self.modulation.astype(jnp.float32) + e0, 2, 0)
+        )
+
+        def modulated(x, shift, scale):
+            return (layer_norm(x.astype(jnp.float32), cfg.eps) * (1 + scale) + shift).astype(self.dtype)
+
+        def gated(x, y, gate):
+            return (x.astype(jnp.float32) + y.astype(jnp.float32) * gate).astype(self.dtype)
+
+        h = modulated(x, shift1, scale1)
+        own = self.self_attention.key_value(h, context.turn)
+        y = self.self_attention.attend(self.self_attention.query(h, context.turn), own, sight)
+        x = gated(x, y, gate1)
+
+        h = layer_norm(x, cfg.eps, *self.cross_norm())
+        x = x + self.cross_attention.attend(self.cross_attention.query(h), image)
+
+        mouse = keyboard = None
+        if self.has_action:
+            x, mouse, keyboard = self.action(x, context, sight)
+
+        x = gated(x, self.ffn(modulated(x, shift2, scale2)), gate2)
+        return x, BlockKV(own, mouse, keyboard)

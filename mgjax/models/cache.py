@@ -1,0 +1,74 @@
+"""Keys and values that a block keeps of past latent frames, as fixed-shape rings.
+
+Keys are stored after rotation at absolute positions, and softmax does not care about order, so a ring that overwrites its
+oldest frame equals the released roll-and-append. A stream keeps the window without the chunk that is being denoised: half of
+what the released code keeps for a window of 6 and chunks of 3.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mgjax.config import DiTConfig
+
+
+class KV(NamedTuple):
+    """Keys and values, latent frames on axis 1."""
+
+    k: Float[Array, "b t *tokens k e"]
+    v: Float[Array, "b t *tokens k e"]
+
+
+class BlockKV(NamedTuple):
+    """What one block remembers of latent frames. The keyboard's keys are the same at every token and stored once a frame."""
+
+    tokens: KV  # [b, t, hp * wp, heads, e]
+    mouse: KV | None  # [b, t, hp * wp, heads, e]
+    keyboard: KV | None  # [b, t, heads, e]
+
+
+def init_cache(cfg: DiTConfig, batch: int, dtype) -> tuple[BlockKV, ...]:
+    """Empty rings of `cfg.past` latent frames, one BlockKV a layer."""
+
+    def kv(*shape):
+        return KV(jnp.zeros((batch, cfg.past, *shape), dtype), jnp.zeros((batch, cfg.past, *shape), dtype))
+
+    def block(layer):
+        act = layer < cfg.num_action_layers
+        heads = cfg.action.num_heads, cfg.action.head_dim
+        return BlockKV(
+            tokens=kv(cfg.frame_tokens, cfg.num_heads, cfg.head_dim),
+            mouse=kv(cfg.frame_tokens, *heads) if act and cfg.action.mouse_dim else None,
+            keyboard=kv(*heads) if act else None,
+        )
+
+    return tuple(block(layer) for layer in range(cfg.num_layers))
+
+
+def filled(cfg: DiTConfig, position: Int[Array, "b"]) -> Int[Array, "b"]:
+    """Slots of the ring that hold frames when `position` latent frames were committed; they are the first ones."""
+    return jnp.minimum(position, cfg.past)
+
+
+def slots(cfg: DiTConfig, position: Int[Array, "b"], frames: int) -> Int[Array, "b t"]:
+    """Slot of each of the `frames` latent frames that begin at `position`; `cfg.past`, which is none, for those not kept.
+
+    The first `sink` frames of a stream keep their slots for ever; the newest others share the rest as a ring.
+    """
+    offset = jnp.arange(frames)
+    index = position[:, None] + offset
+    ring = cfg.past - cfg.sink
+    newest = offset >= frames - ring
+    kept = jnp.where(newest, cfg.sink + (index - cfg.sink) % max(ring, 1), cfg.past)
+    return jnp.where(index < cfg.sink, index, kept)
+
+
+def write(cache: KV | None, new: KV | None, where: Int[Array, "b t"]) -> KV | None:
+    """`cache` with the frames of `new` at the slots `where`; a slot past the end is not written."""
+    if cache is None:
+        return None
+    rows = jnp.arange(where.shape[0])[:, None]
+    return KV(
+        *(old.at[rows, where].set(fresh.astype(old.dtype), mode="drop") for old, fresh in zip(cache, new, strict=True))
+    )

@@ -1,0 +1,267 @@
+"""The causal diffusion transformer of Matrix-Game 2.0 (arXiv:2508.13009; design page section 2).
+
+A DiT is parameters and functions of them. Its blocks exist in two forms: one entry a layer (`params["blocks"]["0"]`, ...), as
+checkpoints and streams hold them, and two stacked groups with and without actions (`stack`), over which training scans.
+
+A stream calls `prepare_image` once, `prepare` once a chunk, `denoise` once a step and `commit` at the end of the chunk.
+Reading the cache (denoise) and writing it (commit) are different functions. Training calls `forward`.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from mgjax.config import DiTConfig
+from mgjax.models.block import Block
+from mgjax.models.cache import KV, BlockKV, filled, slots, write
+from mgjax.models.context import Context, Sight
+from mgjax.models.layers import Norm
+from mgjax.ops.attention import Implementation
+from mgjax.ops.norms import layer_norm
+from mgjax.ops.rope import frequencies, grid_turn, turn
+from mgjax.types import Actions
+
+_IMAGE_EPS = 1e-5  # of the norms around the image tokens' MLP
+
+
+class TimeEmbedding(nn.Module):
+    """Timesteps [...] in [0, 1000] -> embedding e [..., d] and block modulation e0 [..., 6, d], float32."""
+
+    cfg: DiTConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, timestep):
+        half = self.cfg.time_dim // 2
+        freqs = jnp.asarray(10000.0 ** (-np.arange(half) / half), jnp.float32)
+        angles = timestep.astype(jnp.float32)[..., None] * freqs
+        h = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1).astype(self.dtype)
+        h = jax.nn.silu(nn.Dense(self.cfg.dim, dtype=self.dtype, name="in")(h))
+        e = nn.Dense(self.cfg.dim, dtype=self.dtype, name="out")(h)
+        e0 = nn.Dense(6 * self.cfg.dim, dtype=self.dtype, name="modulation")(jax.nn.silu(e))
+        e0 = e0.reshape(*timestep.shape, 6, self.cfg.dim)
+        return e.astype(jnp.float32), e0.astype(jnp.float32)
+
+
+class ImageTokens(nn.Module):
+    """CLIP features [b, i, image_dim] -> the tokens [b, i, d] that cross-attention sees."""
+
+    cfg: DiTConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, features):
+        cfg = self.cfg
+        h = layer_norm(features.astype(self.dtype), _IMAGE_EPS, *Norm(cfg.image_dim, bias=True, name="norm_in")())
+        h = jax.nn.gelu(nn.Dense(cfg.image_dim, dtype=self.dtype, name="in")(h), approximate=False)
+        h = nn.Dense(cfg.dim, dtype=self.dtype, name="out")(h)
+        return layer_norm(h, _IMAGE_EPS, *Norm(cfg.dim, bias=True, name="norm_out")())
+
+
+class Head(nn.Module):
+    """Tokens [b, t, s, d] and time embedding e [b, t, d] -> patches [b, t, s, patch * patch * c], float32."""
+
+    cfg: DiTConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, e):
+        cfg = self.cfg
+        modulation = self.param("modulation", nn.initializers.normal(cfg.dim**-0.5), (2, cfg.dim))
+        shift, scale = jnp.moveaxis(modulation.astype(jnp.float32) + e[..., None, :], -2, 0)
+        h = layer_norm(x.astype(jnp.float32), cfg.eps) * (1 + scale[:, :, None]) + shift[:, :, None]
+        out = nn.Dense(
+            cfg.patch**2 * cfg.latent_channels, dtype=self.dtype, name="out", kernel_init=nn.initializers.zeros
+        )
+        return out(h.astype(self.dtype)).astype(jnp.float32)
+
+
+def _block(cfg: DiTConfig, layer: int, dtype=jnp.float32, implementation: Implementation = "xla") -> Block:
+    return Block(cfg, layer < cfg.num_action_layers, dtype, implementation)
+
+
+def init(key: PRNGKeyArray, cfg: DiTConfig) -> dict:
+    """Random parameters in float32, blocks not stacked. As in the released code the outputs of the head and of the action
+    modules start at zero."""
+    grid = (1, 1, 1)  # one token of one frame is enough to create parameters
+    context = _dummy_context(cfg)
+    keys = jax.random.split(key, cfg.num_layers + 4)
+    x, e0 = jnp.zeros((*grid, cfg.dim)), jnp.zeros((1, 1, 6, cfg.dim))
+    tokens = jnp.zeros((1, 1, cfg.dim))
+
+    def block(layer):
+        module = _block(cfg, layer)
+
+        def both(module):
+            return module(x, e0, module.image_kv(tokens), context, Sight())
+
+        return nn.init(both, module)(keys[layer])["params"]
+
+    patch = cfg.patch**2 * cfg.in_channels
+    f32 = jnp.float32
+    return {
+        "patch": nn.Dense(cfg.dim).init(keys[-1], jnp.zeros((1, patch)))["params"],
+        "time": TimeEmbedding(cfg, f32).init(keys[-2], jnp.zeros(1))["params"],
+        "image": ImageTokens(cfg, f32).init(keys[-3], jnp.zeros((1, 1, cfg.image_dim)))["params"],
+        "head": Head(cfg, f32).init(keys[-4], x, jnp.zeros((1, 1, cfg.dim)))["params"],
+        "blocks": {str(layer): block(layer) for layer in range(cfg.num_layers)},
+    }
+
+
+def _dummy_context(cfg: DiTConfig) -> Context:
+    position = jnp.zeros((1, 1), jnp.int32)
+    rows = cfg.action.window * 4
+    return Context(
+        turn=jax.tree.map(lambda a: a[:, :, :1], grid_turn(position, (1, 1), cfg.head_dim, cfg.rope_theta)),
+        action_turn=turn(position, frequencies(cfg.action.rope_dim, cfg.action.rope_theta)),
+        keyboard=jnp.zeros((1, 1, rows * cfg.action.keyboard_dim)),
+        mouse=jnp.zeros((1, 1, rows * cfg.action.mouse_dim)),
+    )
+
+
+def prepare_image(params: dict, cfg: DiTConfig, features: Float[Array, "b i f"], dtype) -> tuple[KV, ...]:
+    """Cross-attention keys and values of the picture's CLIP features, one KV [b, i, heads, e] a layer."""
+    tokens = ImageTokens(cfg, dtype).apply({"params": params["image"]}, features)
+    return tuple(
+        _block(cfg, layer, dtype).apply({"params": params["blocks"][str(layer)]}, tokens, method="image_kv")
+        for layer in range(cfg.num_layers)
+    )
+
+
+def action_windows(rows: Float[Array, "b f a"], frames: int, window: int, stride: int) -> Float[Array, "b t r"]:
+    """The flattened rows that each of `frames` latent frames sees: frame i sees rows [stride * i, stride * (i + window)).
+
+    `rows` begins with the `stride * window` rows before those that latent frame 1 adds: frame i of a stream sees its rows
+    4 i - 12 to 4 i - 1, and rows before the stream's first are copies of row 0 (design page section 3).
+    """
+    return jnp.stack([rows[:, stride * i : stride * (i + window)].reshape(rows.shape[0], -1) for i in range(frames)], 1)
+
+
+def prepare(cfg: DiTConfig, position: Int[Array, "b t"], rows: Actions, stride: int = 4) -> Context:
+    """What the blocks share while latent frames at `position` are computed; `rows` as in `action_windows`."""
+    frames = position.shape[1]
+    windows = Actions(*(action_windows(part, frames, cfg.action.window, stride) for part in rows))
+    return Context(
+        turn=grid_turn(position, cfg.grid, cfg.head_dim, cfg.rope_theta),
+        action_turn=turn(position, frequencies(cfg.action.rope_dim, cfg.action.rope_theta)),
+        keyboard=windows.keyboard,
+        mouse=windows.mouse,
+    )
+
+
+def _embed(params, cfg, x, condition, dtype):
+    x = jnp.concatenate([x.astype(dtype), condition.astype(dtype)], -1)
+    x = rearrange(x, "b t (h p) (w q) c -> b t (h w) (p q c)", p=cfg.patch, q=cfg.patch)
+    return nn.Dense(cfg.dim, dtype=dtype).apply({"params": params["patch"]}, x)
+
+
+def _finish(params, cfg, x, e, dtype):
+    x = Head(cfg, dtype).apply({"params": params["head"]}, x, e)
+    h, w = cfg.grid
+    return rearrange(x, "b t (h w) (p q c) -> b t (h p) (w q) c", h=h, w=w, p=cfg.patch, q=cfg.patch)
+
+
+def _chunk(params, cfg, x, timestep, condition, image, context, cache, position, dtype, implementation):
+    """Runs the unrolled blocks on one chunk of a stream: (tokens, time embedding, own keys and values a layer)."""
+    e, e0 = TimeEmbedding(cfg, dtype).apply({"params": params["time"]}, timestep)
+    x, own = _embed(params, cfg, x, condition, dtype), []
+    for layer in range(cfg.num_layers):
+        sight = Sight(past=cache[layer], filled=filled(cfg, position))
+        block = _block(cfg, layer, dtype, implementation)
+        variables = {"params": params["blocks"][str(layer)]}
+        x, kv = block.apply(variables, x, e0, image[layer], context, sight)
+        own.append(kv)
+    return x, e, own
+
+
+def denoise(
+    params: dict,
+    cfg: DiTConfig,
+    x: Float[Array, "b t h w c"],
+    timestep: Float[Array, "#b #t"],
+    condition: Float[Array, "b t h w m"],
+    image: tuple[KV, ...],
+    context: Context,
+    cache: tuple[BlockKV, ...],
+    position: Int[Array, "b"],
+    dtype,
+    implementation: Implementation = "xla",
+) -> Float[Array, "b t h w c"]:
+    """Velocity (noise - x0) of a noisy chunk, float32. `condition` is mask and image condition; `position` counts the latent
+    frames that each row's cache has seen. The cache is read only."""
+    x, e, _ = _chunk(params, cfg, x, timestep, condition, image, context, cache, position, dtype, implementation)
+    return _finish(params, cfg, x, e, dtype)
+
+
+def commit(
+    params: dict,
+    cfg: DiTConfig,
+    x: Float[Array, "b t h w c"],
+    condition: Float[Array, "b t h w m"],
+    image: tuple[KV, ...],
+    context: Context,
+    cache: tuple[BlockKV, ...],
+    position: Int[Array, "b"],
+    dtype,
+    implementation: Implementation = "xla",
+) -> tuple[BlockKV, ...]:
+    """The cache with the keys and values of a finished chunk, computed at timestep 0 on its clean latents."""
+    timestep = jnp.zeros((1, 1), jnp.float32)
+    _, _, own = _chunk(params, cfg, x, timestep, condition, image, context, cache, position, dtype, implementation)
+    where = slots(cfg, position, x.shape[1])
+    return tuple(
+        BlockKV(*(write(old, new, where) for old, new in zip(ring, kv, strict=True)))
+        for ring, kv in zip(cache, own, strict=True)
+    )
+
+
+def stack(params: dict, cfg: DiTConfig) -> dict:
+    """`params` with its blocks as two groups, "action" and "plain", each leaf with a leading layer axis."""
+    layers = [params["blocks"][str(layer)] for layer in range(cfg.num_layers)]
+    groups = {"action": layers[: cfg.num_action_layers], "plain": layers[cfg.num_action_layers :]}
+    stacked = {name: jax.tree.map(lambda *leaves: jnp.stack(leaves), *group) for name, group in groups.items() if group}
+    return {**params, "blocks": stacked}
+
+
+def unstack(params: dict, cfg: DiTConfig) -> dict:
+    """The inverse of `stack`."""
+    blocks = {}
+    for layer in range(cfg.num_layers):
+        group = ("action", layer) if layer < cfg.num_action_layers else ("plain", layer - cfg.num_action_layers)
+        blocks[str(layer)] = jax.tree.map(lambda leaf, index=group[1]: leaf[index], params["blocks"][group[0]])
+    return {**params, "blocks": blocks}
+
+
+def forward(
+    params: dict,
+    cfg: DiTConfig,
+    x: Float[Array, "b t h w c"],
+    timestep: Float[Array, "#b #t"],
+    condition: Float[Array, "b t h w m"],
+    features: Float[Array, "b i f"],
+    context: Context,
+    mask: np.ndarray | None,
+    dtype,
+    implementation: Implementation = "xla",
+) -> Float[Array, "b t h w c"]:
+    """Velocity of whole sequences, float32, from stacked parameters: a scan over each group with every block rematerialised.
+
+    `mask` [t, u] says which latent frames a frame sees; None lets every frame see every frame (the foundation model).
+    """
+    e, e0 = TimeEmbedding(cfg, dtype).apply({"params": params["time"]}, timestep)
+    tokens = ImageTokens(cfg, dtype).apply({"params": params["image"]}, features)
+    x = _embed(params, cfg, x, condition, dtype)
+    for name, group in params["blocks"].items():
+        block = Block(cfg, name == "action", dtype, implementation)
+
+        @jax.checkpoint
+        def layer(x, variables, block=block):
+            image = block.apply({"params": variables}, tokens, method="image_kv")
+            x, _ = block.apply({"params": variables}, x, e0, image, context, Sight(mask=mask))
+            return x, None
+
+        x, _ = jax.lax.scan(layer, x, group)
+    return _finish(params, cfg, x, e, dtype)

@@ -1,0 +1,65 @@
+"""Attention between tokens of latent frames.
+
+Keys that a query may see are always a set of whole latent frames, so no mask of tokens exists anywhere:
+a stream passes how many keys are valid (`length`), training passes a static frame mask that `by_frames` cuts into dense calls.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+Implementation = Literal["xla", "cudnn"]
+
+
+def attention(
+    q: Float[Array, "b n k e"],
+    k: Float[Array, "b s k e"],
+    v: Float[Array, "b s k e"],
+    length: Int[Array, "b"] | None = None,
+    implementation: Implementation = "xla",
+) -> Float[Array, "b n k e"]:
+    """Softmax attention over the first `length` keys of each row (None: over all), scaled by 1 / sqrt(e).
+
+    "xla" is the readable reference and runs everywhere, with the softmax in float32. "cudnn" is NVIDIA's fused kernel
+    (float16 or bfloat16 inputs), which keeps no logits in memory.
+    """
+    if implementation == "cudnn":
+        return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=length, implementation="cudnn")
+    scale = q.shape[-1] ** -0.5
+    logits = jnp.einsum("bnke,bske->bkns", q * jnp.asarray(scale, q.dtype), k, preferred_element_type=jnp.float32)
+    if length is not None:
+        valid = jnp.arange(k.shape[1]) < length[:, None]
+        logits = jnp.where(valid[:, None, None, :], logits, -jnp.inf)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+    total = weights.sum(-1)
+    out = jnp.einsum("bkns,bske->bnke", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (out / total.swapaxes(1, 2)[..., None]).astype(q.dtype)
+
+
+def by_frames(
+    attend: Callable[[Array, Array, Array], Array],
+    mask: np.ndarray,
+    q: Float[Array, "b t *q"],
+    k: Float[Array, "b u *k"],
+    v: Float[Array, "b u *k"],
+) -> Float[Array, "b t *q"]:
+    """Calls `attend(q, k, v)` once for each set of latent frames that see the same frames in `mask` [t, u] (static)."""
+    rows, groups = np.unique(mask, axis=0, return_inverse=True)
+    out = [None] * len(mask)
+    for index, row in enumerate(rows):
+        frames, seen = np.flatnonzero(groups.ravel() == index), np.flatnonzero(row)
+        result = attend(take_frames(q, frames), take_frames(k, seen), take_frames(v, seen))
+        for place, frame in enumerate(frames):
+            out[frame] = result[:, place : place + 1]
+    return jnp.concatenate(out, 1)
+
+
+def take_frames(x: Float[Array, "b u *rest"], frames: np.ndarray) -> Float[Array, "b t *rest"]:
+    """x[:, frames], as one slice where the frames are consecutive."""
+    if len(frames) == frames[-1] - frames[0] + 1:
+        return x[:, frames[0] : frames[-1] + 1]
+    return x[:, frames]
