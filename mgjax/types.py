@@ -1,13 +1,13 @@
 """The dimension legend, and the pytrees that cross package borders.
 
 Dimensions: `b` batch, `f` pixel frames, `t` latent frames, `h w` latent grid, `hp wp` token grid, `c` channels,
-`n` tokens of the current chunk, `s` cached tokens, `d` width, `k` heads, `e` head width, `a` keyboard columns.
-Latents are `b t h w c`; video is `b f h w 3`, uint8 at the border and float in [-1, 1] inside.
+`n` tokens of the current chunk, `s` cached tokens, `d` width, `k` heads, `e` head width, `a` keyboard columns,
+`m` mouse values. Latents are `b t h w c`; video is `b f h w 3`, uint8 at the border and float in [-1, 1] inside.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, UInt32
 
 
 class Actions(NamedTuple):
@@ -20,5 +20,17 @@ class Actions(NamedTuple):
 class ImageCondition(NamedTuple):
     """What the DiT sees of the picture that a stream starts from."""
 
-    latents: Float[Array, "b t h w c"]  # VAE encoding of [image, 0, 0, ...]; the last frame is the settled one
-    tokens: Float[Array, "b i d"]  # CLIP features
+    latents: Float[Array, "b t h w c"]  # VAE encoding of [image, 0, 0, ...]; its last frame stands for all later ones
+    features: Float[Array, "b i f"]  # CLIP
+
+
+class StreamState(NamedTuple):
+    """Everything that streams carry from chunk to chunk. Axis 0 of every leaf is the batch; each row is a stream of its own."""
+
+    key: UInt32[Array, "b 2"]
+    position: Int[Array, "b"]  # latent frames committed so far
+    rows: Actions  # the last rows, which the next chunk still sees
+    condition: Float[Array, "b t h w c"]  # ImageCondition.latents
+    image: Any  # the picture's cross-attention keys and values, one KV a layer
+    cache: Any  # keys and values of past latent frames, one BlockKV a layer
+    decoder: Any  # the video decoder's cache

@@ -1,0 +1,160 @@
+"""A world: the pure functions that start a stream from a picture and carry it on, built from one config.
+
+One chunk is `cfg.dit.chunk` latent frames and, for every row of a batch alike, `cfg.chunk_frames` (12) action rows and pixel
+frames. They are numbered from the beginning of the stream: the chunk that starts at latent frame T takes rows 4T - 4 to 4T + 7
+and makes frames 4T - 3 to 4T + 8, so that row r produces frame r + 1. A stream's first chunk (T = 0) has no rows -4 to -1 and no
+frames -3 to -1: these rows are ignored and these frames are blank. That makes one program serve every chunk, and rows of a
+batch that are at different places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+
+from mgjax.config import WorldConfig
+from mgjax.diffusion.rollout import rollout, sample
+from mgjax.diffusion.schedule import step_sigmas
+from mgjax.models import clip, dit, taehv, vae
+from mgjax.models.cache import init_cache
+from mgjax.ops.attention import Implementation
+from mgjax.types import Actions, ImageCondition, StreamState
+
+Decoder = Literal["wan", "taehv"]
+
+
+class World(NamedTuple):
+    """The functions of one world; all are pure, and all but `init` want parameters in the compute dtype for full speed.
+
+    `params` is {"dit", "vae", "taehv", "clip"}; a stream reads "dit" and its decoder's alone.
+    """
+
+    cfg: WorldConfig
+    init: Callable[[PRNGKeyArray], dict]
+    """key -> random float32 parameters."""
+    encode: Callable[..., ImageCondition]
+    """(params, image [b h w 3] in [-1, 1], horizon=None) -> condition. Frames past `horizon` latent frames, if given, are not
+    exact: a stream that is known to be short saves the time."""
+    begin: Callable[..., StreamState]
+    """(params, condition, keys [b]) -> the state of new streams."""
+    sample_chunk: Callable[..., tuple[Float[Array, "b t h w c"], StreamState]]
+    """(params, state, actions, noise=None) -> (latents, state): the DiT's part of a chunk, before decoding.
+    `noise` [b, steps, t, h, w, c] replaces what is drawn from the state's key."""
+    decode: Callable[..., tuple[UInt8[Array, "b f h w 3"], Array]]
+    """(params, latents, position [b] of their first frame, decoder cache) -> (frames, cache)."""
+    chunk_step: Callable[..., tuple[UInt8[Array, "b f h w 3"], StreamState]]
+    """(params, state, actions [b, 12], noise=None) -> (frames, state). Jit it with the state donated."""
+    rollout: Callable[..., tuple[UInt8[Array, "i b f h w 3"], StreamState]]
+    """(params, state, actions [i, b, 12]) -> (frames of i chunks, state): a scan of `chunk_step`."""
+
+
+def build(
+    cfg: WorldConfig,
+    dtype=jnp.bfloat16,
+    decoder: Decoder = "wan",
+    implementation: Implementation = "xla",
+) -> World:
+    """The functions of the world that `cfg` describes, computing in `dtype`. ValueError where `cfg` cannot stream."""
+    chunk, stride = cfg.dit.chunk, cfg.vae.temporal_stride
+    history = stride * (cfg.dit.action.window - 1)
+    settled = vae.settled_latents(cfg.vae)
+    sigmas = tuple(step_sigmas(cfg.sampler.steps, cfg.sampler.shift).tolist())
+    latent_shape = (chunk, cfg.dit.latent_height, cfg.dit.latent_width, cfg.dit.latent_channels)
+    decoders = {"wan": (vae, "vae", cfg.vae), "taehv": (taehv, "taehv", cfg.taehv)}
+    decoder_model, decoder_params, decoder_cfg = decoders[decoder]
+
+    def init(key: PRNGKeyArray) -> dict:
+        keys = jax.random.split(key, 4)
+        return {
+            "dit": dit.init(keys[0], cfg.dit),
+            "vae": vae.init(keys[1], cfg.vae),
+            "taehv": taehv.init(keys[2], cfg.taehv),
+            "clip": clip.init(keys[3], cfg.clip),
+        }
+
+    def encode(params: dict, image: Float[Array, "b h w 3"], horizon: int | None = None) -> ImageCondition:
+        frames = settled if horizon is None else min(horizon, settled)
+        return ImageCondition(
+            latents=vae.encode_image_condition(params["vae"], cfg.vae, image, frames, dtype=dtype).astype(jnp.float32),
+            features=clip.encode(params["clip"], cfg.clip, image, dtype=dtype),
+        )
+
+    def begin(params: dict, condition: ImageCondition, keys: PRNGKeyArray) -> StreamState:
+        batch = keys.shape[0]
+        action = cfg.dit.action
+        return StreamState(
+            key=jax.random.key_data(keys),
+            position=jnp.zeros(batch, jnp.int32),
+            rows=Actions(*(jnp.zeros((batch, history, n), jnp.float32) for n in (action.keyboard_dim, action.mouse_dim))),
+            condition=condition.latents,
+            image=dit.prepare_image(params["dit"], cfg.dit, condition.features, dtype),
+            cache=init_cache(cfg.dit, batch, dtype),
+            decoder=decoder_model.init_decoder_cache(
+                decoder_cfg, batch, cfg.dit.latent_height, cfg.dit.latent_width, dtype
+            ),
+        )
+
+    def seen_rows(state: StreamState, actions: Actions) -> Actions:
+        """History and the chunk's rows; rows before a stream's first, which is row `stride` of its first chunk, equal it."""
+        new = (state.position == 0)[:, None, None]
+
+        def join(past, rows):
+            early = (jnp.arange(history + rows.shape[1]) < history + stride)[:, None]
+            return jnp.where(new & early, rows[:, stride : stride + 1], jnp.concatenate([past, rows], 1))
+
+        return Actions(*(join(past, rows.astype(jnp.float32)) for past, rows in zip(state.rows, actions, strict=True)))
+
+    def conditions(state: StreamState, position: Int[Array, "b t"]) -> Float[Array, "b t h w m"]:
+        """Mask channels, 1 on latent frame 0, and the image condition."""
+        index = jnp.minimum(position, state.condition.shape[1] - 1)
+        latents = jnp.take_along_axis(state.condition, index[:, :, None, None, None], 1)
+        mask = (position == 0).astype(latents.dtype)[:, :, None, None, None]
+        mask = jnp.broadcast_to(mask, (*latents.shape[:-1], cfg.dit.mask_channels))
+        return jnp.concatenate([mask, latents], -1)
+
+    def draw(state: StreamState) -> Float[Array, "b steps t h w c"]:
+        def row(key, position):
+            key = jax.random.fold_in(jax.random.wrap_key_data(key), position)
+            return jax.random.normal(key, (len(sigmas), *latent_shape), jnp.float32)
+
+        return jax.vmap(row)(state.key, state.position)
+
+    def sample_chunk(params: dict, state: StreamState, actions: Actions, noise: Array | None = None):
+        position = state.position[:, None] + jnp.arange(chunk)
+        rows = seen_rows(state, actions)
+        network = (params["dit"], cfg.dit)
+        given = (conditions(state, position), state.image, dit.prepare(cfg.dit, position, rows, stride))
+        past = (state.cache, state.position, dtype, implementation)
+
+        def denoise(x, timestep):
+            return dit.denoise(*network, x, timestep, *given, *past)
+
+        latents = sample(denoise, draw(state) if noise is None else noise, sigmas)
+        cache = dit.commit(*network, latents, *given, *past)
+        rows = Actions(*(part[:, -history:] for part in rows))
+        return latents, state._replace(position=state.position + chunk, rows=rows, cache=cache)
+
+    def decode(params: dict, latents: Array, position: Int[Array, "b"], cache):
+        frames, cache = decoder_model.decode_step(
+            params[decoder_params], decoder_cfg, latents.astype(dtype), position == 0, cache, dtype=dtype
+        )
+        return jnp.round((frames.astype(jnp.float32) + 1) * 127.5).astype(jnp.uint8), cache
+
+    def chunk_step(params: dict, state: StreamState, actions: Actions, noise: Array | None = None):
+        latents, after = sample_chunk(params, state, actions, noise)
+        frames, cache = decode(params, latents, state.position, state.decoder)
+        return frames, after._replace(decoder=cache)
+
+    def roll(params: dict, state: StreamState, actions: Actions):
+        return rollout(lambda state, rows: chunk_step(params, state, rows), state, actions)
+
+    return World(cfg, init, encode, begin, sample_chunk, decode, chunk_step, roll)
+
+
+def replace_row(state: StreamState, row: int, other: StreamState, other_row: int = 0) -> StreamState:
+    """`state` with stream `row` exchanged for stream `other_row` of `other`; the other streams go on undisturbed."""
+    return jax.tree.map(lambda old, new: old.at[row].set(new[other_row]), state, other)
