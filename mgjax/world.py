@@ -27,6 +27,16 @@ from mgjax.types import Actions, ImageCondition, StreamState
 Decoder = Literal["wan", "taehv"]
 
 
+class Network(NamedTuple):
+    """The DiT bound to one chunk of a stream."""
+
+    chunk: dit.Chunk
+    denoise: Callable[[Float[Array, "b t h w c"], Float[Array, "1 1"]], Float[Array, "b t h w c"]]
+    """(noisy latents, timestep) -> velocity."""
+    commit: Callable[[Float[Array, "b t h w c"]], StreamState]
+    """Finished latents -> the state after the chunk, its decoder cache as before."""
+
+
 class World(NamedTuple):
     """The functions of one world; all are pure, and all but `init` want parameters in the compute dtype for full speed.
 
@@ -41,6 +51,8 @@ class World(NamedTuple):
     exact: a stream that is known to be short saves the time."""
     begin: Callable[..., StreamState]
     """(params, condition, keys [b]) -> the state of new streams."""
+    network: Callable[..., Network]
+    """(params, state, actions) -> the DiT bound to the next chunk."""
     sample_chunk: Callable[..., tuple[Float[Array, "b t h w c"], StreamState]]
     """(params, state, actions, noise=None) -> (latents, state): the DiT's part of a chunk, before decoding.
     `noise` [b, steps, t, h, w, c] replaces what is drawn from the state's key."""
@@ -123,20 +135,31 @@ def build(
 
         return jax.vmap(row)(state.key, state.position)
 
-    def sample_chunk(params: dict, state: StreamState, actions: Actions, noise: Array | None = None):
+    def network(params: dict, state: StreamState, actions: Actions) -> Network:
         position = state.position[:, None] + jnp.arange(chunk)
         rows = seen_rows(state, actions)
-        network = (params["dit"], cfg.dit)
-        given = (conditions(state, position), state.image, dit.prepare(cfg.dit, position, rows, stride))
-        past = (state.cache, state.position, dtype, implementation)
+        bound = dit.Chunk(
+            condition=conditions(state, position),
+            image=state.image,
+            context=dit.prepare(cfg.dit, position, rows, stride),
+            cache=state.cache,
+            position=state.position,
+        )
 
         def denoise(x, timestep):
-            return dit.denoise(*network, x, timestep, *given, *past)
+            return dit.denoise(params["dit"], cfg.dit, x, timestep, bound, dtype, implementation)
 
-        latents = sample(denoise, draw(state) if noise is None else noise, sigmas)
-        cache = dit.commit(*network, latents, *given, *past)
-        rows = Actions(*(part[:, -history:] for part in rows))
-        return latents, state._replace(position=state.position + chunk, rows=rows, cache=cache)
+        def commit(latents):
+            kept = Actions(*(part[:, -history:] for part in rows))
+            cache = dit.commit(params["dit"], cfg.dit, latents, bound, dtype, implementation)
+            return state._replace(position=state.position + chunk, rows=kept, cache=cache)
+
+        return Network(bound, denoise, commit)
+
+    def sample_chunk(params: dict, state: StreamState, actions: Actions, noise: Array | None = None):
+        bound = network(params, state, actions)
+        latents = sample(bound.denoise, draw(state) if noise is None else noise, sigmas)
+        return latents, bound.commit(latents)
 
     def decode(params: dict, latents: Array, position: Int[Array, "b"], cache):
         frames, cache = decoder_model.decode_step(
@@ -152,7 +175,7 @@ def build(
     def roll(params: dict, state: StreamState, actions: Actions):
         return rollout(lambda state, rows: chunk_step(params, state, rows), state, actions)
 
-    return World(cfg, init, encode, begin, sample_chunk, decode, chunk_step, roll)
+    return World(cfg, init, encode, begin, network, sample_chunk, decode, chunk_step, roll)
 
 
 def replace_row(state: StreamState, row: int, other: StreamState, other_row: int = 0) -> StreamState:

@@ -7,6 +7,8 @@ A stream calls `prepare_image` once, `prepare` once a chunk, `denoise` once a st
 Reading the cache (denoise) and writing it (commit) are different functions. Training calls `forward`.
 """
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -164,15 +166,25 @@ def _finish(params, cfg, x, e, dtype):
     return rearrange(x, "b t (h w) (p q c) -> b t (h p) (w q) c", h=h, w=w, p=cfg.patch, q=cfg.patch)
 
 
-def _chunk(params, cfg, x, timestep, condition, image, context, cache, position, dtype, implementation):
+class Chunk(NamedTuple):
+    """What one chunk of a stream gives to every forward pass over it."""
+
+    condition: Float[Array, "b t h w m"]  # mask and image condition
+    image: tuple[KV, ...]  # of `prepare_image`
+    context: Context  # of `prepare`
+    cache: tuple[BlockKV, ...]  # past latent frames, read only
+    position: Int[Array, "b"]  # latent frames that the cache has seen
+
+
+def _run(params, cfg, x, timestep, chunk: Chunk, dtype, implementation):
     """Runs the unrolled blocks on one chunk of a stream: (tokens, time embedding, own keys and values a layer)."""
     e, e0 = TimeEmbedding(cfg, dtype).apply({"params": params["time"]}, timestep)
-    x, own = _embed(params, cfg, x, condition, dtype), []
+    x, own = _embed(params, cfg, x, chunk.condition, dtype), []
     for layer in range(cfg.num_layers):
-        sight = Sight(past=cache[layer], filled=filled(cfg, position))
+        sight = Sight(past=chunk.cache[layer], filled=filled(cfg, chunk.position))
         block = _block(cfg, layer, dtype, implementation)
         variables = {"params": params["blocks"][str(layer)]}
-        x, kv = block.apply(variables, x, e0, image[layer], context, sight)
+        x, kv = block.apply(variables, x, e0, chunk.image[layer], chunk.context, sight)
         own.append(kv)
     return x, e, own
 
@@ -182,17 +194,12 @@ def denoise(
     cfg: DiTConfig,
     x: Float[Array, "b t h w c"],
     timestep: Float[Array, "#b #t"],
-    condition: Float[Array, "b t h w m"],
-    image: tuple[KV, ...],
-    context: Context,
-    cache: tuple[BlockKV, ...],
-    position: Int[Array, "b"],
+    chunk: Chunk,
     dtype,
     implementation: Implementation = "xla",
 ) -> Float[Array, "b t h w c"]:
-    """Velocity (noise - x0) of a noisy chunk, float32. `condition` is mask and image condition; `position` counts the latent
-    frames that each row's cache has seen. The cache is read only."""
-    x, e, _ = _chunk(params, cfg, x, timestep, condition, image, context, cache, position, dtype, implementation)
+    """Velocity (noise - x0) of a noisy chunk, float32. The cache is only read."""
+    x, e, _ = _run(params, cfg, x, timestep, chunk, dtype, implementation)
     return _finish(params, cfg, x, e, dtype)
 
 
@@ -200,22 +207,40 @@ def commit(
     params: dict,
     cfg: DiTConfig,
     x: Float[Array, "b t h w c"],
-    condition: Float[Array, "b t h w m"],
-    image: tuple[KV, ...],
-    context: Context,
-    cache: tuple[BlockKV, ...],
-    position: Int[Array, "b"],
+    chunk: Chunk,
     dtype,
     implementation: Implementation = "xla",
 ) -> tuple[BlockKV, ...]:
     """The cache with the keys and values of a finished chunk, computed at timestep 0 on its clean latents."""
-    timestep = jnp.zeros((1, 1), jnp.float32)
-    _, _, own = _chunk(params, cfg, x, timestep, condition, image, context, cache, position, dtype, implementation)
-    where = slots(cfg, position, x.shape[1])
+    _, _, own = _run(params, cfg, x, jnp.zeros((1, 1), jnp.float32), chunk, dtype, implementation)
+    where = slots(cfg, chunk.position, x.shape[1])
     return tuple(
         BlockKV(*(write(old, new, where) for old, new in zip(ring, kv, strict=True)))
-        for ring, kv in zip(cache, own, strict=True)
+        for ring, kv in zip(chunk.cache, own, strict=True)
     )
+
+
+def activations(params: dict, cfg: DiTConfig, x: Array, timestep: Array, chunk: Chunk, dtype) -> dict[str, Array]:
+    """What the parts of the network put out during `denoise(...)`, for comparison with the released code.
+
+    Keys: "patch", "time", "blocks/N" and "blocks/N/PART" with PART self_attention, cross_attention or action.
+    """
+    _, e0 = TimeEmbedding(cfg, dtype).apply({"params": params["time"]}, timestep)
+    x = _embed(params, cfg, x, chunk.condition, dtype)
+    seen = {"patch": x, "time": e0}
+    for layer in range(cfg.num_layers):
+        sight = Sight(past=chunk.cache[layer], filled=filled(cfg, chunk.position))
+        (x, _), record = _block(cfg, layer, dtype).apply(
+            {"params": params["blocks"][str(layer)]}, x, e0, chunk.image[layer], chunk.context, sight,
+            capture_intermediates=lambda _, method: method in ("__call__", "attend"),
+        )  # fmt: skip
+        record = record["intermediates"]
+        seen[f"blocks/{layer}"] = x
+        for part in ("self_attention", "cross_attention"):
+            seen[f"blocks/{layer}/{part}"] = record[part]["attend"][0]
+        if "action" in record:
+            seen[f"blocks/{layer}/action"] = record["action"]["__call__"][0][0]
+    return seen
 
 
 def stack(params: dict, cfg: DiTConfig) -> dict:
