@@ -1,0 +1,217 @@
+"""Frozen configs of training runs: one dataclass a stage of the ladder, and the run around them.
+
+A config file (`configs/NAME.py`) returns a `TrainConfig`; a stage that is None is not part of its ladder. The defaults
+are the recommended ladder of the released size (training page section 7); a number that is the paper's own says so.
+Nothing here imports jax, so that a config can be read, changed and written anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mgjax.config import WorldConfig, preset, to_json
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a linear warm-up to a constant rate; the gradient is clipped by its global norm first."""
+
+    learning_rate: float = 2e-5
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    warmup: int = 0  # steps
+
+
+@dataclass(frozen=True)
+class EMAConfig:
+    """Exponential moving average of the trained weights, float32: a copy at update `start`, then decayed."""
+
+    decay: float = 0.99
+    start: int = 200
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank updates of the DiT's kernels in place of full fine-tuning."""
+
+    rank: int = 64
+    alpha: float = 64.0
+    targets: str = r"(attention/(q|k|v|o)|ffn/(in|out)|action/.*)/kernel"  # regex on parameter paths
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """What every stage has. `batch` counts clips a step over all devices."""
+
+    steps: int = 1000
+    batch: int = 64
+    accumulate: int = 1  # micro-batches that one step's batch is cut into
+    latents: int = 15  # latent frames a clip
+    seed: int = 0
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema: EMAConfig | None = None
+    lora: LoRAConfig | None = None
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the computation; master weights are float32
+    attention: Literal["xla", "cudnn"] = "xla"
+
+    def __post_init__(self):
+        if self.batch % self.accumulate:
+            raise ValueError(f"a batch of {self.batch} clips does not split into {self.accumulate} micro-batches")
+
+
+@dataclass(frozen=True)
+class VAEStage(StageConfig):
+    """Stage 1: a video autoencoder of the user's own domain and size. `frames` pixel frames a clip."""
+
+    model: Literal["wan", "taehv"] = "wan"
+    frames: int = 17
+    kl_weight: float = 1e-6
+    sharpness_weight: float = 0.1  # of the difference of spatial gradients
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-4))
+
+
+@dataclass(frozen=True)
+class FoundationStage(StageConfig):
+    """Stage 2: bidirectional flow matching of the action-conditioned image-to-video DiT (training page section 1).
+
+    Clips of 57 frames, batch 256, rate 2e-5 and 120 k steps are the paper's.
+    """
+
+    steps: int = 120_000
+    batch: int = 256
+    shift: float = 5.0
+    time_law: Literal["uniform", "logit_normal"] = "uniform"
+    action_dropout: float = 0.0  # probability that a clip's actions are replaced by zeros
+    num_action_layers: int | None = 30  # None: as many as the world's DiT
+
+
+@dataclass(frozen=True)
+class CausalStage(StageConfig):
+    """Stage 3a: the causal student, by teacher forcing or diffusion forcing (training page sections 2a and 2b)."""
+
+    steps: int = 6000
+    forcing: Literal["teacher", "diffusion"] = "teacher"
+    shift: float = 5.0
+
+
+@dataclass(frozen=True)
+class FewStepStage(StageConfig):
+    """Stage 3b: few-step initialisation by causal consistency distillation or by regression on ODE pairs (2c and 2d).
+
+    40 k pairs and 6 k steps at 6e-6 are the paper's.
+    """
+
+    steps: int = 6000
+    method: Literal["consistency", "ode"] = "consistency"
+    shift: float = 5.0
+    grid: int = 48  # noise levels of the teacher's trajectory; the student's own levels are inserted exactly
+    guidance: float = 1.0  # 1 is the conditional teacher alone
+    num_pairs: int = 40_000  # ODE trajectories, for method "ode"
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=6e-6, b1=0.0, b2=0.999))
+    ema: EMAConfig | None = field(default_factory=EMAConfig)
+
+
+@dataclass(frozen=True)
+class SelfForcingStage(StageConfig):
+    """Stage 4: distribution matching on the student's own rollouts (training page section 3).
+
+    4 k steps at 6e-6 are the paper's. The generator is updated every `ratio` steps, the critic every step.
+    """
+
+    steps: int = 4000
+    ratio: int = 5
+    shift: float = 5.0
+    score_range: tuple[float, float] = (0.02, 0.98)  # the score's sigma is clamped to it
+    guidance: float = 1.0  # of the teacher against actions of zero; 1 is the conditional teacher alone
+    kv_gradient: bool = False  # whether the gradient also trains how clean keys and values are written
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=6e-6, b1=0.0, b2=0.999, weight_decay=0.01, clip=10.0)
+    )
+    critic: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=4e-7, b1=0.0, b2=0.999, weight_decay=0.01, clip=10.0)
+    )
+    ema: EMAConfig | None = field(default_factory=lambda: EMAConfig(start=50))
+
+
+@dataclass(frozen=True)
+class LongStage(SelfForcingStage):
+    """Stage 5: Self-Forcing on a rollout that stays alive across iterations (training page section 4.1)."""
+
+    steps: int = 3000
+    new_latents: int = 9  # added to the stream by each iteration
+    overlap: int = 3  # latents of the window that the stream already held: no gradient
+    max_latents: int = 39  # the stream starts anew when it would grow beyond
+    latents: int = 12  # of the window that is scored: new_latents + overlap
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; one axis may be -1 and takes what the others leave."""
+
+    data: int = 1
+    fsdp: int = -1
+    context: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where clips come from: a folder of recordings or encoded latents, or the synthetic nano world when None."""
+
+    path: str | None = None
+    validation_path: str | None = None
+    seed: int = 0
+    num_threads: int = 4
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Intervals in steps; 0 leaves the thing out."""
+
+    log_every: int = 10
+    save_every: int = 500
+    keep: int = 3  # newest checkpoints that stay
+    validate_every: int = 1000
+    sample_every: int = 1000
+    max_nonfinite: int = 3  # steps with a non-finite loss or gradient before the run stops
+    heartbeat_s: int = 100  # a process that is silent for longer makes the others abort
+
+
+STAGES = ("vae", "foundation", "causal", "few_step", "self_forcing", "long")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A ladder of stages, in the order of `STAGES`; each starts from the one before it."""
+
+    name: str
+    world: WorldConfig = field(default_factory=lambda: preset("universal"))
+    weights: str | None = None  # checkpoint that the first stage starts from; None: random
+    teacher: str | None = None  # checkpoint of the teacher where the ladder holds no foundation stage
+    vae: VAEStage | None = None
+    foundation: FoundationStage | None = None
+    causal: CausalStage | None = None
+    few_step: FewStepStage | None = None
+    self_forcing: SelfForcingStage | None = None
+    long: LongStage | None = None
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def stages(self) -> dict[str, StageConfig]:
+        """The stages that this ladder has, in order."""
+        return {name: getattr(self, name) for name in STAGES if getattr(self, name) is not None}
+
+
+def fingerprint(cfg: TrainConfig, stage: str) -> str:
+    """Hash of what decides the numbers of a stage: world, stage and data. The mesh, the run's intervals and the number
+    of steps may change when a run is resumed."""
+    decisive = dataclasses.replace(cfg, mesh=MeshConfig(), run=RunConfig(), **dict.fromkeys(STAGES))
+    own = dataclasses.replace(getattr(cfg, stage), steps=1)
+    return hashlib.sha256((to_json(decisive) + stage + to_json(own)).encode()).hexdigest()[:16]
