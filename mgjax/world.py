@@ -27,6 +27,14 @@ from mgjax.types import Actions, ImageCondition, StreamState
 Decoder = Literal["wan", "taehv"]
 
 
+class Settings(NamedTuple):
+    """How a world is computed; a saved stream goes on only under the same settings."""
+
+    dtype: str = "bfloat16"
+    decoder: Decoder = "wan"
+    implementation: Implementation = "xla"
+
+
 class Network(NamedTuple):
     """The DiT bound to one chunk of a stream."""
 
@@ -44,6 +52,7 @@ class World(NamedTuple):
     """
 
     cfg: WorldConfig
+    settings: Settings
     init: Callable[[PRNGKeyArray], dict]
     """key -> random float32 parameters."""
     encode: Callable[..., ImageCondition]
@@ -64,20 +73,16 @@ class World(NamedTuple):
     """(params, state, actions [i, b, 12]) -> (frames of i chunks, state): a scan of `chunk_step`."""
 
 
-def build(
-    cfg: WorldConfig,
-    dtype=jnp.bfloat16,
-    decoder: Decoder = "wan",
-    implementation: Implementation = "xla",
-) -> World:
-    """The functions of the world that `cfg` describes, computing in `dtype`. ValueError where `cfg` cannot stream."""
+def build(cfg: WorldConfig, settings: Settings = Settings()) -> World:  # noqa: B008
+    """The functions of the world that `cfg` describes. ValueError where `cfg` cannot stream."""
+    dtype, implementation = jnp.dtype(settings.dtype), settings.implementation
     chunk, stride = cfg.dit.chunk, cfg.vae.temporal_stride
     history = stride * (cfg.dit.action.window - 1)
     settled = vae.settled_latents(cfg.vae)
     sigmas = tuple(step_sigmas(cfg.sampler.steps, cfg.sampler.shift).tolist())
     latent_shape = (chunk, cfg.dit.latent_height, cfg.dit.latent_width, cfg.dit.latent_channels)
     decoders = {"wan": (vae, "vae", cfg.vae), "taehv": (taehv, "taehv", cfg.taehv)}
-    decoder_model, decoder_params, decoder_cfg = decoders[decoder]
+    decoder_model, decoder_params, decoder_cfg = decoders[settings.decoder]
 
     def init(key: PRNGKeyArray) -> dict:
         keys = jax.random.split(key, 4)
@@ -175,7 +180,14 @@ def build(
     def roll(params: dict, state: StreamState, actions: Actions):
         return rollout(lambda state, rows: chunk_step(params, state, rows), state, actions)
 
-    return World(cfg, init, encode, begin, network, sample_chunk, decode, chunk_step, roll)
+    return World(cfg, settings, init, encode, begin, network, sample_chunk, decode, chunk_step, roll)
+
+
+def streaming_params(world: World, params: dict) -> dict:
+    """The part of `params` that `begin`, `chunk_step` and `rollout` read, in the compute dtype."""
+    decoder = "vae" if world.settings.decoder == "wan" else "taehv"
+    part = {"dit": params["dit"], decoder: {"decoder": params[decoder]["decoder"]}}
+    return jax.tree.map(lambda leaf: leaf.astype(world.settings.dtype), part)
 
 
 def replace_row(state: StreamState, row: int, other: StreamState, other_row: int = 0) -> StreamState:
