@@ -1,0 +1,382 @@
+"""The causal video VAE of Wan 2.1, frame group by frame group (arXiv:2503.20314 section 4; design page section 5).
+
+Encoder and decoder are functions of new frames and a cache: the last two input frames of every causal convolution. A
+stream is a fold of `encode_step` or `decode_step` over its groups, and a whole video is the same fold.
+
+Latent frame 0 stands for one pixel frame, every later one for `cfg.temporal_stride`. The decoder nevertheless gives
+every latent frame the same number of frames: those in front of the first pixel frame are *hidden*, that is, zero
+wherever a causal convolution reads them, as is everything before the stream. So rows that begin and rows that go on
+share one program.
+
+Float32 islands: normalisation of the latents, RMS norms, the softmax of the attention.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from mgjax.config import VAEConfig
+
+ConvImpl = Literal["cat2d", "conv3d"]
+Cache = dict  # input frames [b n h w c] that a causal convolution reads again, under the name of its module
+
+
+def encoder_widths(cfg: VAEConfig) -> list[tuple[int, int]]:
+    """Channels into and out of every level of the encoder."""
+    dims = [cfg.dim * m for m in (1, *cfg.multipliers)]
+    return list(pairwise(dims))
+
+
+def decoder_widths(cfg: VAEConfig) -> list[tuple[int, int]]:
+    """Channels into and out of every level of the decoder; each up-sampler halves them."""
+    dims = [cfg.dim * m for m in cfg.multipliers[::-1]]
+    return [(dims[0], dims[0]), *((before // 2, dim) for before, dim in pairwise(dims))]
+
+
+def settled_latents(cfg: VAEConfig) -> int:
+    """Latent frames of an image condition that differ; the last of them repeats for ever.
+
+    Follows, through the encoder, the first frame from which on nothing changes any more: frame 1 of [image, 0, 0, ...];
+    a causal convolution adds the two frames it looks back, a temporal down-sampler makes frame j of 2j - 2 ... 2j.
+    """
+    settled = 1 + 2
+    for level in range(len(cfg.multipliers)):
+        settled += 4 * cfg.num_res_blocks
+        if level < len(cfg.temporal_downsample) and cfg.temporal_downsample[level]:
+            settled = 1 + -(-settled // 2)
+    return settled + 2 * 4 + 2 + 1
+
+
+def _conv3d(frames: Array, kernel: Array) -> Array:
+    kh, kw, _, features = kernel.shape
+    kernel = kernel.reshape(kh, kw, 3, -1, features).transpose(2, 0, 1, 3, 4)
+    padding = ((0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2))
+    return jax.lax.conv_general_dilated(
+        frames, kernel, (1, 1, 1), padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+    )
+
+
+def _cat2d(frames: Array, kernel: Array) -> Array:
+    taps = jnp.concatenate([frames[:, :-2], frames[:, 1:-1], frames[:, 2:]], axis=-1)
+    b, f = taps.shape[:2]
+    out = jax.lax.conv_general_dilated(
+        taps.reshape(b * f, *taps.shape[2:]), kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return out.reshape(b, f, *out.shape[1:])
+
+
+_CONVOLUTIONS = {"cat2d": _cat2d, "conv3d": _conv3d}
+
+
+def _hide(x: Array, hidden: Array | None) -> Array:
+    return x if hidden is None else jnp.where(hidden[:, :, None, None, None], 0, x)
+
+
+class CausalConv3d(nn.Module):
+    """3 x 3 x 3 convolution over [two past frames, new frames].
+
+    The kernel is stored as (kh, kw, 3 c, features), oldest frame first, which is what `cat2d` (one 2-D convolution of
+    the three frames laid on the channels) reads as it is; `conv3d` is the same sum as a 3-D convolution.
+    """
+
+    features: int
+    impl: ConvImpl
+
+    @nn.compact
+    def __call__(self, x: Array, past: Array | None, hidden: Array | None = None) -> tuple[Array, Array]:
+        b, _, h, w, c = x.shape
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, 3 * c, self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        past = jnp.zeros((b, 2, h, w, c), x.dtype) if past is None else past
+        frames = jnp.concatenate([past, _hide(x, hidden)], axis=1)
+        out = _CONVOLUTIONS[self.impl](frames, kernel.astype(x.dtype)) + bias.astype(x.dtype)
+        return out, frames[:, -2:]
+
+
+class RMSNorm(nn.Module):
+    """scale * sqrt(c) * x / max(|x|, 1e-12) over the channels, in float32."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        x = x.astype(jnp.float32)
+        length = jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True))
+        return x * (x.shape[-1] ** 0.5 / jnp.maximum(length, 1e-12)) * scale.astype(jnp.float32)
+
+
+def _dense(features: int, x: Array, name: str) -> Array:
+    return nn.Dense(features, dtype=x.dtype, name=name)(x)
+
+
+class ResBlock(nn.Module):
+    dim: int
+    impl: ConvImpl
+
+    @nn.compact
+    def __call__(self, x: Array, cache: Cache, hidden: Array | None = None) -> tuple[Array, Cache]:
+        h = nn.silu(RMSNorm(name="norm_1")(x)).astype(x.dtype)
+        h, past_1 = CausalConv3d(self.dim, self.impl, name="conv_1")(h, cache.get("conv_1"), hidden)
+        h = nn.silu(RMSNorm(name="norm_2")(h)).astype(x.dtype)
+        h, past_2 = CausalConv3d(self.dim, self.impl, name="conv_2")(h, cache.get("conv_2"), hidden)
+        if x.shape[-1] != self.dim:
+            x = _dense(self.dim, x, "shortcut")
+        return x + h, {"conv_1": past_1, "conv_2": past_2}
+
+
+class SpatialAttention(nn.Module):
+    """One head over the pixels of each frame by itself."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        b, f, h, w, c = x.shape
+        y = RMSNorm(name="norm")(x).astype(x.dtype).reshape(b * f, h * w, c)
+        q, k, v = jnp.split(_dense(3 * c, y, "qkv"), 3, axis=-1)
+        scores = jnp.einsum("nqc,nkc->nqk", q, k, preferred_element_type=jnp.float32) * c**-0.5
+        y = jnp.einsum("nqk,nkc->nqc", nn.softmax(scores).astype(x.dtype), v)
+        return x + _dense(c, y, "out").reshape(x.shape)
+
+
+class Downsample(nn.Module):
+    """Halves height and width, and the frames where `temporal`; the stream's first frame stays a frame of its own."""
+
+    temporal: bool
+
+    @nn.compact
+    def __call__(self, x: Array, cache: Cache, first: bool) -> tuple[Array, Cache]:
+        dim = x.shape[-1]
+        x = nn.Conv(dim, (3, 3), strides=2, padding=((0, 1), (0, 1)), dtype=x.dtype, name="conv")(x)
+        if not self.temporal:
+            return x, {}
+        past = cache.get("time", jnp.zeros_like(x[:, :1]))
+        frames = jnp.concatenate([past, x], axis=1)
+        if first:
+            return x, {"time": frames[:, -1:]}
+        taps = jnp.concatenate([frames[:, :-2:2], frames[:, 1:-1:2], frames[:, 2::2]], axis=-1)
+        return _dense(dim, taps, "time"), {"time": frames[:, -1:]}
+
+
+class Upsample(nn.Module):
+    """Doubles height and width, and the frames where `temporal`, and halves the channels.
+
+    The stream's first latent frame is not expanded in time: its one frame goes past the temporal convolution, whose
+    memory shows zeros in its place.
+    """
+
+    temporal: bool
+
+    @nn.compact
+    def __call__(self, x: Array, cache: Cache, first: Array) -> tuple[Array, Cache]:
+        b, _, h, w, c = x.shape
+        new = {}
+        if self.temporal:
+            row = first[:, None, None, None, None]
+            past = cache.get("time", jnp.zeros((b, 2, h, w, c), x.dtype))
+            frames = jnp.concatenate([past, jnp.where(row, 0, x)], axis=1)
+            taps = jnp.concatenate([frames[:, :-2], frames[:, 1:-1], frames[:, 2:]], axis=-1)
+            expanded = rearrange(_dense(2 * c, taps, "time"), "b f h w (s c) -> b (f s) h w c", s=2)
+            x = jnp.where(row, jnp.concatenate([jnp.zeros_like(x), x], axis=1), expanded)
+            new = {"time": frames[:, -2:]}
+        x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
+        return nn.Conv(c // 2, (3, 3), dtype=x.dtype, name="conv")(x), new
+
+
+class Encoder(nn.Module):
+    cfg: VAEConfig
+    impl: ConvImpl
+
+    @nn.compact
+    def __call__(self, x: Array, cache: Cache, first: bool) -> tuple[Array, Cache]:
+        """New frames to the latent's mean; `first` frames are the stream's frame 0, others come in whole groups."""
+        new = {}
+        x, new["conv_in"] = CausalConv3d(self.cfg.dim, self.impl, name="conv_in")(x, cache.get("conv_in"))
+        for level, (_, dim) in enumerate(encoder_widths(self.cfg)):
+            for block in range(self.cfg.num_res_blocks):
+                name = f"block_{level}_{block}"
+                x, new[name] = ResBlock(dim, self.impl, name=name)(x, cache.get(name, {}))
+            if level < len(self.cfg.temporal_downsample):
+                name = f"down_{level}"
+                down = Downsample(self.cfg.temporal_downsample[level], name=name)
+                x, new[name] = down(x, cache.get(name, {}), first)
+        x, new["middle_1"] = ResBlock(x.shape[-1], self.impl, name="middle_1")(x, cache.get("middle_1", {}))
+        x = SpatialAttention(name="attention")(x)
+        x, new["middle_2"] = ResBlock(x.shape[-1], self.impl, name="middle_2")(x, cache.get("middle_2", {}))
+        x = nn.silu(RMSNorm(name="norm_out")(x)).astype(x.dtype)
+        moments = 2 * self.cfg.latent_channels
+        x, new["conv_out"] = CausalConv3d(moments, self.impl, name="conv_out")(x, cache.get("conv_out"))
+        return _dense(moments, x, "moments")[..., : self.cfg.latent_channels], new
+
+
+class Decoder(nn.Module):
+    cfg: VAEConfig
+    impl: ConvImpl
+
+    @nn.compact
+    def __call__(self, z: Array, cache: Cache, first: Array) -> tuple[Array, Cache]:
+        """One latent frame [b 1 h w c] to its frames; `first` [b] marks the rows in which it begins a stream."""
+        cfg, new = self.cfg, {}
+        widths, temporal = decoder_widths(cfg), cfg.temporal_downsample[::-1]
+        cache = jax.tree.map(lambda past: jnp.where(first[:, None, None, None, None], 0, past), cache)
+
+        def hidden(x):
+            return first[:, None] & (jnp.arange(x.shape[1]) < x.shape[1] - 1)
+
+        x = _dense(cfg.latent_channels, z, "latent")
+        x, new["conv_in"] = CausalConv3d(widths[0][0], self.impl, name="conv_in")(x, cache.get("conv_in"))
+        x, new["middle_1"] = ResBlock(x.shape[-1], self.impl, name="middle_1")(x, cache.get("middle_1", {}))
+        x = SpatialAttention(name="attention")(x)
+        x, new["middle_2"] = ResBlock(x.shape[-1], self.impl, name="middle_2")(x, cache.get("middle_2", {}))
+        for level, (_, dim) in enumerate(widths):
+            for block in range(cfg.num_res_blocks + 1):
+                name = f"block_{level}_{block}"
+                x, new[name] = ResBlock(dim, self.impl, name=name)(x, cache.get(name, {}), hidden(x))
+            if level < len(temporal):
+                name = f"up_{level}"
+                x, new[name] = Upsample(temporal[level], name=name)(x, cache.get(name, {}), first)
+        x = nn.silu(RMSNorm(name="norm_out")(x)).astype(x.dtype)
+        x, new["conv_out"] = CausalConv3d(3, self.impl, name="conv_out")(x, cache.get("conv_out"), hidden(x))
+        return _hide(x, hidden(x)), new
+
+
+def init(key: Array, cfg: VAEConfig) -> dict:
+    """Float32 parameters {"encoder", "decoder"} of the shapes that `mgjax.models.names.vae_tensors` lists."""
+    encoder_key, decoder_key = jax.random.split(key)
+    size = cfg.spatial_stride
+    video = jnp.zeros((1, cfg.temporal_stride, size, size, 3))
+    latent = jnp.zeros((1, 1, 1, 1, cfg.latent_channels))
+    return {
+        "encoder": Encoder(cfg, "cat2d").init(encoder_key, video, {}, False)["params"],
+        "decoder": Decoder(cfg, "cat2d").init(decoder_key, latent, {}, jnp.ones(1, bool))["params"],
+    }
+
+
+def init_encoder_cache(cfg: VAEConfig, batch: int, height: int, width: int, dtype=jnp.float32) -> Cache:
+    """The cache before frame 0 of streams of height x width pixels: zeros."""
+
+    def run():
+        return Encoder(cfg, "cat2d").init_with_output(
+            jax.random.key(0), jnp.zeros((batch, 1, height, width, 3), dtype), {}, True
+        )
+
+    return _zeros_like_cache(run)
+
+
+def _zeros_like_cache(run) -> Cache:
+    """Zeros of the shapes of the cache that `run`, a module's first step, leaves behind."""
+    (_, cache), _ = jax.eval_shape(run)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), cache)
+
+
+def encode_step(
+    params: dict,
+    cfg: VAEConfig,
+    video: Float[Array, "b f h w 3"],
+    cache: Cache,
+    *,
+    first: bool,
+    dtype=jnp.float32,
+    impl: ConvImpl = "cat2d",
+) -> tuple[Float[Array, "b t hl wl c"], Cache]:
+    """Encodes the next frames of a stream: frame 0 where `first`, else a whole number of groups of `temporal_stride`.
+
+    Video in [-1, 1]; returns the normalised mean of the latents and the cache for the frames that follow.
+    """
+    if (video.shape[1] != 1) if first else (video.shape[1] % cfg.temporal_stride):
+        raise ValueError(f"{video.shape[1]} frames are neither frame 0 nor whole groups of {cfg.temporal_stride}")
+    mean, cache = Encoder(cfg, impl).apply({"params": params["encoder"]}, video.astype(dtype), cache, first)
+    return (mean.astype(jnp.float32) - jnp.array(cfg.latent_mean)) / jnp.array(cfg.latent_std), cache
+
+
+def _encode_stream(params, cfg, image, num_groups, group, dtype, impl):
+    """Latents of frame 0, `image`, and of the groups of frames `group(0)`, `group(1)`, ..."""
+    cache = init_encoder_cache(cfg, image.shape[0], *image.shape[1:3], dtype)
+    head, cache = encode_step(params, cfg, image[:, None], cache, first=True, dtype=dtype, impl=impl)
+
+    def step(cache, index):
+        latents, cache = encode_step(params, cfg, group(index), cache, first=False, dtype=dtype, impl=impl)
+        return cache, latents[:, 0]
+
+    _, tail = jax.lax.scan(step, cache, jnp.arange(num_groups))
+    return jnp.concatenate([head, jnp.moveaxis(tail, 0, 1)], axis=1)
+
+
+def encode(
+    params: dict, cfg: VAEConfig, video: Float[Array, "b f h w 3"], *, dtype=jnp.float32, impl: ConvImpl = "cat2d"
+) -> Float[Array, "b t hl wl c"]:
+    """Normalised latents of a video in [-1, 1] of 1 + `temporal_stride` (t - 1) frames."""
+    stride = cfg.temporal_stride
+    if video.shape[1] % stride != 1 % stride:
+        raise ValueError(f"{video.shape[1]} frames are not one more than a multiple of {stride}")
+
+    def group(index):
+        return jax.lax.dynamic_slice_in_dim(video, 1 + stride * index, stride, axis=1)
+
+    return _encode_stream(params, cfg, video[:, 0], video.shape[1] // stride, group, dtype, impl)
+
+
+def encode_image_condition(
+    params: dict,
+    cfg: VAEConfig,
+    image: Float[Array, "b h w 3"],
+    num_latents: int,
+    *,
+    dtype=jnp.float32,
+    impl: ConvImpl = "cat2d",
+) -> Float[Array, "b t hl wl c"]:
+    """Normalised latents of the video [image, 0, 0, ...]; from `settled_latents(cfg)` on the last one repeats."""
+    blank = jnp.zeros((image.shape[0], cfg.temporal_stride, *image.shape[1:]), dtype)
+    return _encode_stream(params, cfg, image, num_latents - 1, lambda index: blank, dtype, impl)
+
+
+def init_decoder_cache(cfg: VAEConfig, batch: int, latent_height: int, latent_width: int, dtype=jnp.float32) -> Cache:
+    """A decoder cache of the right shapes; what it holds does not matter before a row's first latent frame."""
+    latents = (batch, 1, latent_height, latent_width, cfg.latent_channels)
+
+    def run():
+        return Decoder(cfg, "cat2d").init_with_output(
+            jax.random.key(0), jnp.zeros(latents, dtype), {}, jnp.ones(batch, bool)
+        )
+
+    return _zeros_like_cache(run)
+
+
+def decode_step(
+    params: dict,
+    cfg: VAEConfig,
+    latents: Float[Array, "b t hl wl c"],
+    first: Bool[Array, " b"],
+    cache: Cache,
+    *,
+    dtype=jnp.float32,
+    impl: ConvImpl = "cat2d",
+) -> tuple[Float[Array, "b f h w 3"], Cache]:
+    """Decodes the next latent frames of every row's stream into `temporal_stride` frames each, in [-1, 1].
+
+    `first` marks the rows whose stream begins with this call: what the cache held of them is forgotten, and of their
+    frames the leading `temporal_stride - 1` do not exist (zeros, to be dropped).
+    """
+
+    def step(carry, z):
+        cache, first = carry
+        frames, cache = Decoder(cfg, impl).apply({"params": params["decoder"]}, z[:, None], cache, first)
+        return (cache, jnp.zeros_like(first)), jnp.clip(frames.astype(jnp.float32), -1, 1)
+
+    z = latents.astype(jnp.float32) * jnp.array(cfg.latent_std) + jnp.array(cfg.latent_mean)
+    (cache, _), frames = jax.lax.scan(step, (cache, first), jnp.moveaxis(z.astype(dtype), 1, 0))
+    return rearrange(frames, "t b f h w c -> b (t f) h w c"), cache
+
+
+def decode(
+    params: dict, cfg: VAEConfig, latents: Float[Array, "b t hl wl c"], *, dtype=jnp.float32, impl: ConvImpl = "cat2d"
+) -> Float[Array, "b f h w 3"]:
+    """The whole video of 1 + `temporal_stride` (t - 1) frames, in [-1, 1]."""
+    cache = init_decoder_cache(cfg, latents.shape[0], *latents.shape[2:4], dtype)
+    first = jnp.ones(latents.shape[0], bool)
+    frames, _ = decode_step(params, cfg, latents, first, cache, dtype=dtype, impl=impl)
+    return frames[:, cfg.temporal_stride - 1 :]
