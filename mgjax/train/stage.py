@@ -1,0 +1,77 @@
+"""What a training stage is: the border between the mathematics of a stage and the loop that runs it.
+
+A stage is pure functions. All that it remembers is in its state, a pytree that the loop shards by the paths of its leaves,
+donates, saves and restores; all that is random follows from the state's root key and step, so a resumed run draws what an
+uninterrupted one would have drawn, on any number of devices.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Float, Int, UInt32
+
+from mgjax.types import Actions
+
+Params = Any
+Metrics = dict[str, Float[Array, ""]]
+
+
+class TrainState(NamedTuple):
+    """Everything a stage carries from step to step; a stage leaves what it has no use for at None, which has no leaves.
+
+    DiT parameters are stacked (`mgjax.models.dit.stack`): "blocks/action/..." and "blocks/plain/..." have a leading layer axis.
+    """
+
+    step: Int[Array, ""]  # int32, steps done
+    key: UInt32[Array, "2"]  # root key data; never replaced, only folded with (step, role)
+    params: Params  # trained, float32: the whole network, or the low-rank factors where LoRA trains
+    opt_state: Any
+    ema: Params | None = None  # float32, of `params`
+    base: Params | None = None  # frozen, what LoRA's factors are added to
+    teacher: Params | None = None  # frozen
+    critic: Params | None = None  # trained, float32; factors on `teacher` where LoRA trains
+    critic_opt_state: Any = None
+    stream: Any = None  # the rollouts that long tuning keeps alive
+
+
+class ClipBatch(NamedTuple):
+    """Training clips of t latent frames and their 4 (t - 1) + 1 pixel frames; axis 0 of every leaf is the batch."""
+
+    latents: Float[Array, "b t h w c"]  # normalised
+    condition: Float[Array, "b u h w c"]  # ImageCondition.latents of the clip's first frame
+    features: Float[Array, "b i f"]  # CLIP features of the clip's first frame
+    actions: Actions  # row r is applied at frame r; the last row is never read
+
+
+class VideoBatch(NamedTuple):
+    """Training clips of the VAE stage."""
+
+    video: Float[Array, "b f h w 3"]  # in [-1, 1], f = 4 (t - 1) + 1
+
+
+class Stage(NamedTuple):
+    """One stage of the ladder; every function but `init` is pure and meant to be jitted, `step` with its state donated."""
+
+    name: str
+    init: Callable[[Array, dict], TrainState]
+    """(key, pretrained) -> state. `pretrained` maps names to parameters as streams hold them (DiT blocks not stacked): "dit" is what
+    training starts from (absent: random), "teacher" the foundation model where a stage distils one, "vae" of the VAE stage."""
+    step: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+    """(state, batch) -> (state, metrics): scalars, among them "loss" and "grad_norm"."""
+    batch_spec: Callable[[int], Any]
+    """batch size -> the batch as ShapeDtypeStructs."""
+    evaluate: Callable[[TrainState, Any], Metrics]
+    """(state, held-out batch) -> metrics, such as the loss by noise level. Draws from a fixed key: comparable from step to step."""
+    export: Callable[[TrainState], dict]
+    """state -> {"dit": parameters as streams hold them} (or {"vae": ...}): the EMA where there is one, LoRA merged. It is the next
+    stage's `pretrained`."""
+
+
+ROLES = ("noise", "level", "dropout", "exit", "rollout", "score", "critic_rollout", "critic_score", "critic_exit")
+
+
+def fold(state: TrainState, role: str) -> Array:
+    """The key of one `role` (of ROLES) in the current step: the same on every device and host, and after every resume."""
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    return jax.random.fold_in(key, ROLES.index(role))
