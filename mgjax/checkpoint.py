@@ -1,0 +1,239 @@
+"""A world's weights on disk.
+
+    FOLDER/config.json      format version and the WorldConfig
+    FOLDER/dit/ vae/ ...    one Orbax checkpoint for each component that was given
+    FOLDER/checksums.json   SHA-256 of every other file: Orbax loads a flipped byte without a word
+
+The folder is written beside its place and renamed when whole. Arrays are written a batch at a time, so that a tree of
+`LazyArray`s never lies in memory; any Orbax reads the result (`ocp.StandardCheckpointer().restore(FOLDER / "dit")`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+
+from mgjax.config import WorldConfig, from_json
+from mgjax.errors import InputError
+from mgjax.io.files import atomic_path
+from mgjax.io.tensors import LazyArray
+
+FORMAT = 1
+COMPONENTS = ("dit", "vae", "taehv", "clip")
+_BATCH = 256 << 20  # bytes in memory at a time; a batch becomes one file, so that thousands of arrays stay few files
+
+
+def save(
+    folder: Path,
+    cfg: WorldConfig,
+    components: Mapping[str, dict],
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Writes the parameter trees of `components` (some of dit, vae, taehv, clip) and `cfg`.
+
+    Leaves are arrays or `LazyArray`s. `progress` is told the bytes of each batch that was written. A folder that exists
+    is replaced with `overwrite`, and only if it is such a checkpoint.
+
+    Raises:
+        InputError: the folder cannot be written, is taken, or the disk is full.
+    """
+    folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        if not overwrite:
+            raise InputError(f"{folder} is there already: choose another name or pass --overwrite")
+        _read_json(folder, "config.json")
+    with atomic_path(folder, replace_folder=overwrite) as temporary:
+        temporary.mkdir()
+        (temporary / "config.json").write_text(
+            json.dumps({"format": FORMAT, "world": dataclasses.asdict(cfg)}, indent=1)
+        )
+        for component, tree in components.items():
+            _save_tree(temporary / component, tree, progress)
+        sums = {str(path.relative_to(temporary)): _sha256(path) for path in _files(temporary)}
+        (temporary / "checksums.json").write_text(json.dumps(sums, indent=1))
+
+
+def read_config(folder: Path) -> WorldConfig:
+    """The config of a checkpoint.
+
+    Raises:
+        InputError: there is none, or it has another format version.
+    """
+    stored = _read_json(Path(folder), "config.json")
+    if stored.get("format") != FORMAT:
+        raise InputError(f"{folder} has format {stored.get('format')!r}; this version of mgjax reads {FORMAT}")
+    try:
+        return from_json(json.dumps(stored.get("world")))
+    except ValueError as error:
+        raise InputError(f"{folder}/config.json is damaged: {error}") from None
+
+
+def components(folder: Path) -> tuple[str, ...]:
+    """The components that a checkpoint holds."""
+    read_config(folder)
+    return tuple(name for name in COMPONENTS if (Path(folder) / name).is_dir())
+
+
+def load(
+    folder: Path,
+    component: str,
+    *,
+    dtype: jax.typing.DTypeLike | None = None,
+    sharding: jax.sharding.Sharding | dict | None = None,
+    verify: bool = True,
+) -> dict:
+    """The parameter tree of a component as jax arrays.
+
+    Args:
+        dtype: what floating-point arrays are cast to; None leaves them as they are stored.
+        sharding: one for all arrays, or a tree of them; None puts all on the first local device.
+        verify: compare every file with its checksum first.
+
+    Raises:
+        InputError: no such component, another format version, or a damaged file (which is named when verified).
+    """
+    path = _component(folder, component, verify)
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0]) if sharding is None else sharding
+
+    def target(stored, place):
+        kind = dtype if dtype is not None and jnp.issubdtype(stored.dtype, jnp.floating) else stored.dtype
+        return jax.ShapeDtypeStruct(stored.shape, kind, sharding=place)
+
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            stored = _stored(checkpointer, path)
+            places = jax.tree.map(lambda _: one, stored) if isinstance(one, jax.sharding.Sharding) else one
+            return checkpointer.restore(path, jax.tree.map(target, stored, places))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"cannot load {path}: {str(error).splitlines()[0]}") from error
+
+
+def load_lazy(folder: Path, component: str, *, verify: bool = True) -> dict:
+    """The parameter tree of a component as `LazyArray`s that read one array at a time.
+
+    Raises:
+        InputError: as `load`.
+    """
+    path = _component(folder, component, verify)
+    with ocp.StandardCheckpointer() as checkpointer:
+        stored = _stored(checkpointer, path)
+
+    def lazy(keys, array) -> LazyArray:
+        name = ".".join(key.key for key in keys)
+        return LazyArray(tuple(array.shape), np.dtype(array.dtype), lambda: _read_array(path, name))
+
+    return jax.tree_util.tree_map_with_path(lazy, stored)
+
+
+def _stored(checkpointer: ocp.StandardCheckpointer, path: Path) -> dict:
+    """Shapes and types of a stored tree."""
+    metadata = checkpointer.metadata(path).item_metadata
+    if metadata is None:
+        raise InputError(f"cannot load {path}: its table of arrays is absent or damaged")
+    return metadata.tree
+
+
+def _read_array(path: Path, name: str) -> np.ndarray:
+    base = {"driver": "file", "path": f"{path}/"}
+    spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}
+    return ts.open(spec, read=True).result().read().result()
+
+
+class _LazyHandler(ocp.type_handlers.NumpyHandler):
+    """Orbax writes all arrays of a tree at once; this writes them batch after batch, each read just before."""
+
+    def __init__(self, progress: Callable[[int], None]):
+        super().__init__(deepcopy_host_arrays=False)
+        self._progress = progress
+
+    async def serialize(self, values, infos, args=None):
+        args = args or [ocp.SaveArgs()] * len(values)
+        for span in _batches([value.nbytes for value in values]):
+            arrays = [value.read() for value in values[span]]
+            for future in await super().serialize(arrays, infos[span], args[span]):
+                future.result()
+            self._progress(sum(array.nbytes for array in arrays))
+        return []
+
+
+def _batches(sizes: list[int]) -> Iterator[slice]:
+    """Consecutive spans of at most _BATCH bytes, or of one array that is larger."""
+    begin, held = 0, 0
+    for index, size in enumerate(sizes):
+        if held and held + size > _BATCH:
+            yield slice(begin, index)
+            begin, held = index, 0
+        held += size
+    if begin < len(sizes):
+        yield slice(begin, len(sizes))
+
+
+def _save_tree(path: Path, tree: dict, progress: Callable[[int], None]) -> None:
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (jax.Array, ocp.type_handlers.ArrayHandler()),
+        (LazyArray, _LazyHandler(progress)),
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as checkpointer:
+        checkpointer.save(path.absolute(), jax.tree.map(_lazy, tree))
+
+
+def _lazy(leaf) -> LazyArray:
+    if isinstance(leaf, LazyArray):
+        return leaf
+    return LazyArray(tuple(leaf.shape), np.dtype(leaf.dtype), lambda: np.asarray(leaf))
+
+
+def _component(folder: Path, component: str, verify: bool) -> Path:
+    """The component's checkpoint, as an absolute path, which is what Orbax takes."""
+    folder = Path(folder)
+    there = components(folder)
+    if component not in there:
+        raise InputError(f"{folder} holds no {component} weights, only {', '.join(there) or 'none'}")
+    if verify:
+        _verify(folder, component)
+    return (folder / component).absolute()
+
+
+def _verify(folder: Path, component: str) -> None:
+    sums = _read_json(folder, "checksums.json")
+    for name, expected in sums.items():
+        if name == "config.json" or name.startswith(f"{component}/"):
+            path = folder / name
+            if not path.is_file():
+                raise InputError(f"{folder} is damaged: it lacks {name}")
+            if _sha256(path) != expected:
+                raise InputError(f"{path} is damaged: its checksum differs")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _read_json(folder: Path, name: str) -> dict:
+    try:
+        value = json.loads((folder / name).read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{folder} is no mgjax checkpoint: it has no {name}") from None
+    except NotADirectoryError:
+        raise InputError(f"{folder} is a file, not the folder of an mgjax checkpoint") from None
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"{folder / name} is damaged")
+    return value
