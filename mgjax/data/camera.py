@@ -13,6 +13,8 @@ precision for the same reason as here: float32 products of small turns drift by 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from jaxtyping import Float
 
@@ -28,17 +30,22 @@ def normalize(q: Quaternion) -> Quaternion:
     return q / np.sqrt(np.sum(q * q, axis=-1, keepdims=True))
 
 
+def _product(p, q):
+    """The unit quaternion of p after q, on tuples (w, x, y, z) of arrays or of plain numbers."""
+    pw, px, py, pz = p
+    qw, qx, qy, qz = q
+    w = pw * qw - px * qx - py * qy - pz * qz
+    x = pw * qx + px * qw + py * qz - pz * qy
+    y = pw * qy - px * qz + py * qw + pz * qx
+    z = pw * qz + px * qy - py * qx + pz * qw
+    scale = (w * w + x * x + y * y + z * z) ** -0.5
+    return w * scale, x * scale, y * scale, z * scale
+
+
 def multiply(p: Quaternion, q: Quaternion) -> Quaternion:
     """The rotation p after q, renormalised: quaternions [..., 4], leading axes broadcast."""
-    pw, px, py, pz = np.moveaxis(np.asarray(p, np.float64), -1, 0)
-    qw, qx, qy, qz = np.moveaxis(np.asarray(q, np.float64), -1, 0)
-    product = (
-        pw * qw - px * qx - py * qy - pz * qz,
-        pw * qx + px * qw + py * qz - pz * qy,
-        pw * qy - px * qz + py * qw + pz * qx,
-        pw * qz + px * qy - py * qx + pz * qw,
-    )
-    return normalize(np.stack(product, axis=-1))
+    p, q = (np.moveaxis(np.asarray(r, np.float64), -1, 0) for r in (p, q))
+    return np.stack(_product(p, q), axis=-1)
 
 
 def conjugate(q: Quaternion) -> Quaternion:
@@ -77,7 +84,7 @@ def angle_between(p: Quaternion, q: Quaternion) -> Float[np.ndarray, "*b"]:
 def turn(
     q: Quaternion, mouse: Float[np.ndarray, "*b 2"], pitch_limits: tuple[float, float] = (-90.0, 90.0)
 ) -> Quaternion:
-    """The camera [..., 4] after one mouse movement (pitch, yaw) [..., 2] in degrees, eq. (2); pitch stops at its limits."""
+    """Cameras [..., 4] after one mouse movement (pitch, yaw) [..., 2] in degrees, eq. (2), within the pitch limits."""
     pitch, yaw = np.moveaxis(np.asarray(mouse, np.float64), -1, 0)
     before = to_yaw_pitch(q)[1]
     pitch = np.clip(before + pitch, *pitch_limits) - before
@@ -88,8 +95,17 @@ def turn(
 def integrate(
     start: Quaternion, mouse: Float[np.ndarray, "f 2"], pitch_limits: tuple[float, float] = (-90.0, 90.0)
 ) -> Float[np.ndarray, "f1 4"]:
-    """Cameras [f + 1, 4] that start at `start` [4] and follow mouse movements (pitch, yaw) [f, 2], each as in `turn`."""
-    cameras = [normalize(start)]
-    for row in np.asarray(mouse, np.float64):
-        cameras.append(turn(cameras[-1], row, pitch_limits))
-    return np.stack(cameras)
+    """Cameras [f + 1, 4] that start at `start` [4] and follow mouse movements (pitch, yaw) [f, 2] one after another."""
+    mouse = np.asarray(mouse, np.float64)
+    low, high = pitch_limits
+    before = float(to_yaw_pitch(start)[1])
+    camera = tuple(map(float, normalize(start)))
+    cameras = [camera]
+    for pitch, half_yaw in zip(mouse[:, 0].tolist(), (np.deg2rad(mouse[:, 1]) / -2.0).tolist(), strict=True):
+        after = min(max(before + pitch, low), high)
+        half_pitch = math.radians(after - before) / -2.0
+        before = after
+        camera = _product((math.cos(half_yaw), 0.0, 0.0, math.sin(half_yaw)), camera)
+        camera = _product(camera, (math.cos(half_pitch), 0.0, math.sin(half_pitch), 0.0))
+        cameras.append(camera)
+    return np.array(cameras)

@@ -8,21 +8,42 @@ multiple of the unit is applied exactly. Distances are map units (the player is 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import sys
 import tempfile
+import weakref
 from pathlib import Path
 
 import numpy as np
 import vizdoom
 
-from mgjax.data import camera
+from mgjax.data import camera, navmesh
+from mgjax.data.motion import Motion
 from mgjax.data.types import Observation, Pose
 from mgjax.errors import InputError
 
 TICS_PER_SECOND = 35
 SETTLE_TICS = 10  # a player that has just spawned does not obey the mouse for seven tics
 MAZE = "my_way_home"
+
+# Decorations that a player cannot walk through, by the width of their boxes.
+_SOLID = {
+    **dict.fromkeys(("BigTree",), 32.0),
+    **dict.fromkeys(("ExplosiveBarrel",), 10.0),
+    **dict.fromkeys(
+        (
+            *("TorchTree", "Stalagtite", "Column", "TechPillar", "TechLamp", "TechLamp2", "Candelabra", "EvilEye"),
+            *("BlueTorch", "GreenTorch", "RedTorch", "ShortBlueTorch", "ShortGreenTorch", "ShortRedTorch"),
+            *("TallGreenColumn", "ShortGreenColumn", "TallRedColumn", "ShortRedColumn", "HeartColumn", "SkullColumn"),
+            *("FloatingSkull", "HeadOnAStick", "HeadsOnAStick", "HeadCandles", "LiveStick", "DeadStick"),
+            *("BurningBarrel", "BloodyTwitch", "Meat2", "Meat3", "Meat4", "Meat5"),
+            *("HangNoGuts", "HangBNoBrain", "HangTLookingDown", "HangTSkull", "HangTLookingUp", "HangTNoBrain"),
+        ),
+        16.0,
+    ),
+}
 
 # Resolutions with square pixels, height x width, smallest first.
 _SCREENS = (
@@ -70,11 +91,12 @@ class DoomEngine:
       fps: recorded frames per second, at most 35.
       levels: what `reset` chooses from: "my_way_home" and "map01" to "map32" of Freedoom phase 2.
       fov: horizontal field of view in degrees of a 4:3 screen; wider screens see more.
-      vary: draws light and heading anew at every reset.
+      vary: draws light, start and heading anew at every reset.
     """
 
     keyboard = ("forward", "back", "left", "right")
     pitch_limits = (-56.0, 32.0)  # degrees
+    motion = Motion(keyboard, thrust=(0.78125, 0.78125, 0.75, 0.75), friction=0.90625, tics_per_second=TICS_PER_SECOND)
 
     def __init__(
         self,
@@ -100,7 +122,9 @@ class DoomEngine:
         self.level = ""
         self._screen, self._part = _screen(self.size)
         self._folder = tempfile.TemporaryDirectory(prefix="mgjax-doom-")
+        self._running = contextlib.ExitStack()
         self._game: vizdoom.DoomGame | None = None
+        weakref.finalize(self, self._running.close)  # at the latest when Python ends, and before the folder goes
 
     def reset(self, seed: int) -> Observation:
         """Starts an episode; level, start, heading and light follow from `seed`."""
@@ -116,6 +140,8 @@ class DoomEngine:
         if self.vary:
             self._game.send_game_command(f"gamma {gamma:.3f}")
             self._game.send_game_command(f"r_visibility {visibility:.3f}")
+            x, y = navmesh.random_point(self.navmesh, rng)
+            self._game.send_game_command(f"warp {x:.3f} {y:.3f}")
         for _ in range(SETTLE_TICS):
             self._advance([0.0] * 6)
         if self.vary:
@@ -142,10 +168,13 @@ class DoomEngine:
             )
         return self._observe()
 
+    @property
+    def navmesh(self) -> navmesh.NavMesh:
+        """Where the current level can be walked."""
+        return level_mesh(self.level)
+
     def close(self) -> None:
-        if self._game is not None:
-            self._game.close()
-            self._game = None
+        self._running.close()
         self._folder.cleanup()
 
     def _advance(self, buttons: list[float], show: bool = True) -> None:
@@ -184,10 +213,30 @@ class DoomEngine:
                 self._game.set_doom_map(level)
                 self.level = level
             return
-        if self._game is not None:
-            self._game.close()
+        self._running.close()
         self._game = start_game(Path(self._folder.name), level, self._screen)
+        self._running.callback(self._game.close)
         self.level = level
+
+
+@functools.cache
+def level_mesh(level: str) -> navmesh.NavMesh:
+    """The navigation mesh of a level, from the sectors and objects that a short run of the game reports."""
+    with tempfile.TemporaryDirectory(prefix="mgjax-doom-") as folder:
+        game = start_game(Path(folder), level, _SCREENS[0], survey=True)
+        state = game.get_state()
+        game.close()
+    sectors = [
+        navmesh.Sector(
+            floor=sector.floor_height,
+            ceiling=sector.ceiling_height,
+            segments=np.array([(line.x1, line.y1, line.x2, line.y2) for line in sector.lines]).reshape(-1, 4),
+            blocking=np.array([line.is_blocking for line in sector.lines], bool),
+        )
+        for sector in state.sectors
+    ]
+    solid = [(o.position_x, o.position_y, _SOLID[o.name]) for o in state.objects if o.name in _SOLID]
+    return navmesh.build(navmesh.Geometry(sectors, np.array(solid).reshape(-1, 3)))
 
 
 def start_game(folder: Path, level: str, screen: tuple[int, int], survey: bool = False) -> vizdoom.DoomGame:
