@@ -1,0 +1,170 @@
+"""The pressed keys and the mouse, drawn over a frame: keycaps at the lower left, a dial at the lower right.
+
+Shapes are signed distances in pixels (negative inside), from which smooth edges follow; the layers are premultiplied
+RGBA. Everything that does not depend on the row is drawn once per frame size.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+from mgjax.config import ControlConfig
+
+OVERLAY_HELP = "draw the pressed keys and the mouse over the video"
+
+_DARK, _LIGHT, _ACCENT = (14, 16, 20), (255, 255, 255), (255, 200, 64)
+_CLUSTER = {"w": (0, 1), "a": (1, 0), "s": (1, 1), "d": (1, 2)}  # row and column on a keyboard
+_DIAL_STEPS = 32  # places of the knob from the centre to the rim
+_SMALLEST_WORD = 9  # pixels of letter height below which a name becomes its key's letter
+
+
+class _Keys(NamedTuple):
+    """All keycaps of a world, released and pressed, and the keyboard column that each pixel belongs to."""
+
+    top: int
+    left: int
+    released: Float32[np.ndarray, "h w 4"]
+    pressed: Float32[np.ndarray, "h w 4"]
+    column: np.ndarray
+
+
+def draw_controls(
+    frame: UInt8[np.ndarray, "h w 3"],
+    keyboard: Float[np.ndarray, " a"],
+    mouse: Float[np.ndarray, " m"],
+    control: ControlConfig,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A copy of `frame` that shows one row of controls; without a dial where the row has no mouse (m = 0)."""
+    frame = frame.copy()
+    height, width = frame.shape[:2]
+    keys = _keys(control, height, width)
+    held = np.clip(keyboard, 0, 1).astype(np.float32)[keys.column][..., None]
+    _blend(frame, keys.top, keys.left, keys.released + held * (keys.pressed - keys.released))
+    if len(mouse):
+        pitch, yaw = np.asarray(mouse, np.float64) / control.mouse_step
+        length = max(1.0, float(np.hypot(pitch, yaw)))
+        dial = _dial(_unit(height, width), *(round(float(v) / length * _DIAL_STEPS) for v in (pitch, yaw)))
+        margin = _margin(height, width)
+        _blend(frame, height - margin - len(dial), width - margin - len(dial), dial)
+    return frame
+
+
+def _unit(height: int, width: int) -> int:
+    """Side of a keycap in pixels."""
+    return max(12, round(0.095 * min(height, 0.6 * width)))
+
+
+def _margin(height: int, width: int) -> int:
+    return max(3, _unit(height, width) // 3)
+
+
+@functools.lru_cache(maxsize=16)
+def _keys(control: ControlConfig, height: int, width: int) -> _Keys:
+    """Keycaps as they lie on a keyboard; in a world with other keys than WASD a row of caps with the names."""
+    unit, margin = _unit(height, width), _margin(height, width)
+    gap, count = max(1, unit // 9), len(control.keys)
+    if control.keys and set(control.keys) <= _CLUSTER.keys():
+        places = np.array([_CLUSTER[key] for key in control.keys])
+        places -= places.min(axis=0)
+        cap, labels, letters = unit, [key.upper() for key in control.keys], round(0.55 * unit)
+    else:
+        places = np.stack([np.zeros(count, int), np.arange(count)], axis=1)
+        cap = max(2, min(3 * unit, (width - 2 * margin + gap) // count - gap))
+        labels, letters = _names(control, cap, unit)
+    rows, columns = places.max(axis=0) + 1
+    released = np.zeros((rows * (unit + gap) - gap, columns * (cap + gap) - gap, 4), np.float32)
+    pressed, owner = released.copy(), np.zeros(released.shape[:2], int)
+    for index, (row, column) in enumerate(places):
+        top, left = row * (unit + gap), column * (cap + gap)
+        box = np.s_[top : top + unit, left : left + cap]
+        released[box], pressed[box] = _keycap(unit, cap, _text(unit, cap, labels[index], letters))
+        owner[box] = index
+    return _Keys(height - margin - len(released), margin, released, pressed, owner)
+
+
+def _names(control: ControlConfig, cap: int, unit: int) -> tuple[list[str], int]:
+    """Labels of wide caps and their letters' height: the columns' names where they can be read, else the keys."""
+    names = [name.replace("_", "\n") for name in control.columns]
+    widest = max(_font(100).getlength(line) for name in names for line in name.split("\n")) / 100
+    letters = int(min(0.38 * unit, 0.86 * cap / widest))
+    if letters >= _SMALLEST_WORD:
+        return names, letters
+    return [key.upper() for key in control.keys], round(0.55 * min(unit, cap))
+
+
+def _keycap(height: int, width: int, text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One cap, released (dark glass) and pressed (lit), each [height, width, 4]."""
+    y, x = np.mgrid[0:height, 0:width] + 0.5
+    radius, line = 0.2 * min(height, width), max(1.0, height / 26)
+    dy, dx = np.abs(y - height / 2) - height / 2 + radius, np.abs(x - width / 2) - width / 2 + radius
+    distance = np.hypot(np.maximum(dy, 0), np.maximum(dx, 0)) + np.minimum(np.maximum(dy, dx), 0) - radius
+    empty = np.zeros((height, width, 4), np.float32)
+    released = _over(empty, _inside(distance), _DARK, 0.6)
+    released = _over(released, _inside(np.abs(distance + line / 2) - line / 2), _LIGHT, 0.5)
+    pressed = _over(empty, _inside(distance), _ACCENT, 0.95)
+    return _over(released, text, _LIGHT, 0.95), _over(pressed, text, _DARK, 1.0)
+
+
+@functools.lru_cache(maxsize=128)
+def _dial(unit: int, pitch: int, yaw: int) -> Float32[np.ndarray, "h w 4"]:
+    """The dial with its knob pushed `pitch` up and `yaw` to the right, in 1/32 of the way to the rim."""
+    rim = 1.05 * unit
+    side = 2 * int(np.ceil(rim))
+    y, x = np.mgrid[0:side, 0:side] + 0.5 - side / 2
+    line, knob = max(1.0, unit / 26), 0.24 * unit
+    way = rim - knob - 2 * line
+    up, right = -pitch / _DIAL_STEPS * way, yaw / _DIAL_STEPS * way
+    centre = np.hypot(y, x)
+    dial = _over(np.zeros((side, side, 4), np.float32), _inside(centre - rim), _DARK, 0.6)
+    dial = _over(dial, _inside(np.abs(centre - rim + line / 2) - line / 2), _LIGHT, 0.5)
+    cross = np.minimum(
+        np.maximum(np.abs(x) - line / 2, np.abs(y) - way), np.maximum(np.abs(y) - line / 2, np.abs(x) - way)
+    )
+    dial = _over(dial, _inside(cross), _LIGHT, 0.15)
+    if not (pitch or yaw):
+        return _over(dial, _inside(centre - 0.7 * knob), _LIGHT, 0.6)
+    along = np.clip((y * up + x * right) / (up * up + right * right), 0, 1)
+    dial = _over(dial, _inside(np.hypot(y - along * up, x - along * right) - 1.2 * line), _ACCENT, 0.8)
+    return _over(dial, _inside(np.hypot(y - up, x - right) - knob), _ACCENT, 0.95)
+
+
+def _inside(distance: np.ndarray) -> np.ndarray:
+    """How much of each pixel lies inside of a shape."""
+    return np.clip(0.5 - distance, 0, 1).astype(np.float32)
+
+
+def _over(layer: np.ndarray, coverage: np.ndarray, colour: tuple[int, int, int], opacity: float) -> np.ndarray:
+    """`layer` with a shape of one colour painted over it."""
+    alpha = (coverage * opacity)[..., None]
+    return layer * (1 - alpha) + alpha * np.array([*colour, 1], np.float32)
+
+
+def _font(size: int):
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size)
+
+
+def _text(height: int, width: int, text: str, size: int) -> Float32[np.ndarray, "h w"]:
+    """Coverage of centred text, of one or more lines; all texts of as many lines stand on the same ones."""
+    from PIL import Image, ImageDraw
+
+    image = Image.new("L", (width, height))
+    draw = ImageDraw.Draw(image)
+    options = {"font": _font(size), "align": "center", "spacing": size / 8}
+    left, _, right, _ = draw.multiline_textbbox((0, 0), text, **options)
+    _, top, _, bottom = draw.multiline_textbbox((0, 0), "\n".join("H" for _ in text.split("\n")), **options)
+    draw.multiline_text(((width - left - right) / 2, (height - top - bottom) / 2), text, fill=255, **options)
+    return np.asarray(image, np.float32) / 255
+
+
+def _blend(frame: np.ndarray, top: int, left: int, layer: np.ndarray) -> None:
+    """Paints a premultiplied layer into `frame`; what does not fit is cut."""
+    top, left = max(0, top), max(0, left)
+    place = frame[top : top + layer.shape[0], left : left + layer.shape[1]]
+    layer = layer[: place.shape[0], : place.shape[1]]
+    place[:] = (place * (1 - layer[..., 3:]) + layer[..., :3] + 0.5).astype(np.uint8)
