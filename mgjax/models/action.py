@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from mgjax.config import ActionConfig
 from mgjax.models.cache import KV
-from mgjax.models.context import Context, Sight, with_past
+from mgjax.models.context import Context, Sight, held, with_past
 from mgjax.models.layers import JoinDense, Norm
 from mgjax.ops.attention import by_frames
 from mgjax.ops.norms import layer_norm, rms_norm
@@ -54,6 +54,7 @@ def attend_frames(
 
 def _in_sight(attend, q, own: KV, past: KV | None, sight: Sight):
     """`attend` over the frames that `sight` shows, own frames first."""
+    own = held(own, sight)
     if sight.mask is not None:
         return by_frames(attend, sight.mask, q, *own)
     if past is None:
@@ -77,8 +78,8 @@ class _Released(nn.Module):
         for name in ("unused_q_scale", "unused_k_scale"):
             self.param(name, nn.initializers.ones, (self.cfg.head_dim,))
 
-    def dense(self, features: int, name: str, use_bias: bool = True, init=nn.linear.default_kernel_init):
-        return nn.Dense(features, use_bias=use_bias, dtype=self.dtype, name=name, kernel_init=init)
+    def dense(self, features: int, name: str, use_bias: bool = True):
+        return nn.Dense(features, use_bias=use_bias, dtype=self.dtype, name=name)
 
     def heads(self, x, *, normed=True):
         x = x.reshape(*x.shape[:-1], -1, self.cfg.head_dim)
@@ -99,7 +100,7 @@ class MouseAttention(_Released):
         turn = jax.tree.map(lambda a: a[:, :, None], context.action_turn)
         q, own = rotate(self.heads(q), turn), KV(rotate(self.heads(k), turn), self.heads(v, normed=False))
         out = _in_sight(attend_in_place, q, own, sight.past and sight.past.mouse, sight)
-        return self.dense(self.dim, "o", False, nn.initializers.zeros)(out.reshape(*x.shape[:-1], cfg.dim)), own
+        return self.dense(self.dim, "o", use_bias=False)(out.reshape(*x.shape[:-1], cfg.dim)), own
 
 
 class KeyboardAttention(_Released):
@@ -115,7 +116,7 @@ class KeyboardAttention(_Released):
         q = self.heads(self.dense(cfg.dim, "q", use_bias=False)(x))
         q = rotate(q, jax.tree.map(lambda a: a[:, :, None], context.action_turn))
         out = _in_sight(attend_frames, q, own, sight.past and sight.past.keyboard, sight)
-        return self.dense(self.dim, "o", False, nn.initializers.zeros)(out.reshape(*x.shape[:-1], cfg.dim)), own
+        return self.dense(self.dim, "o", use_bias=False)(out.reshape(*x.shape[:-1], cfg.dim)), own
 
 
 class ActionInjection(nn.Module):

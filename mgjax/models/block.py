@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from mgjax.config import DiTConfig
 from mgjax.models.action import ActionInjection
 from mgjax.models.cache import KV, BlockKV
-from mgjax.models.context import Context, Sight, with_past
+from mgjax.models.context import Context, Sight, held, with_past
 from mgjax.models.layers import Norm
 from mgjax.ops.attention import Implementation, attention, by_frames
 from mgjax.ops.norms import layer_norm, rms_norm
@@ -46,7 +46,7 @@ class Attention(nn.Module):
         return KV(k if turn is None else rotate(k, turn), self._heads(self.v(x)))
 
     def attend(self, q: Float[Array, "b t s k e"], kv: KV, sight: Sight = Sight()) -> Float[Array, "b t s d"]:  # noqa: B008
-        length = None
+        kv, length = held(kv, sight), None
         if sight.past is not None:
             kv = with_past(kv, sight.past.tokens)
             length = (q.shape[1] + sight.filled) * q.shape[2]

@@ -7,6 +7,7 @@ A stream calls `prepare_image` once, `prepare` once a chunk, `denoise` once a st
 Reading the cache (denoise) and writing it (commit) are different functions. Training calls `forward`.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -20,7 +21,7 @@ from mgjax.config import DiTConfig
 from mgjax.models.block import Block
 from mgjax.models.cache import KV, BlockKV, filled, slots, write
 from mgjax.models.context import Context, Sight
-from mgjax.models.layers import Norm
+from mgjax.models.layers import Norm, create
 from mgjax.ops.attention import Implementation
 from mgjax.ops.norms import layer_norm
 from mgjax.ops.rope import frequencies, grid_turn, turn
@@ -75,9 +76,7 @@ class Head(nn.Module):
         modulation = self.param("modulation", nn.initializers.normal(cfg.dim**-0.5), (2, cfg.dim))
         shift, scale = jnp.moveaxis(modulation.astype(jnp.float32) + e[..., None, :], -2, 0)
         h = layer_norm(x.astype(jnp.float32), cfg.eps) * (1 + scale[:, :, None]) + shift[:, :, None]
-        out = nn.Dense(
-            cfg.patch**2 * cfg.latent_channels, dtype=self.dtype, name="out", kernel_init=nn.initializers.zeros
-        )
+        out = nn.Dense(cfg.patch**2 * cfg.latent_channels, dtype=self.dtype, name="out")
         return out(h.astype(self.dtype)).astype(jnp.float32)
 
 
@@ -85,35 +84,36 @@ def _block(cfg: DiTConfig, layer: int, dtype=jnp.float32, implementation: Implem
     return Block(cfg, layer < cfg.num_action_layers, dtype, implementation)
 
 
-def init(key: PRNGKeyArray, cfg: DiTConfig) -> dict:
-    """Random parameters in float32, blocks not stacked. As in the released code the outputs of the head and of the action
-    modules start at zero."""
-    grid = (1, 1, 1)  # one token of one frame is enough to create parameters
-    context = _dummy_context(cfg)
-    keys = jax.random.split(key, cfg.num_layers + 4)
-    x, e0 = jnp.zeros((*grid, cfg.dim)), jnp.zeros((1, 1, 6, cfg.dim))
-    tokens = jnp.zeros((1, 1, cfg.dim))
+def init(key: PRNGKeyArray, cfg: DiTConfig, dtype=jnp.float32) -> dict:
+    """Random parameters in `dtype`, blocks not stacked; the outputs of the head and of the action modules start at zero."""
+    return create(shapes(cfg), key, dtype, zero=r"^head/out/|/action/\w+/o/")
 
-    def block(layer):
-        module = _block(cfg, layer)
 
-        def both(module):
-            return module(x, e0, module.image_kv(tokens), context, Sight())
+def shapes(cfg: DiTConfig) -> dict:
+    """The parameter tree as shapes."""
+    x, tokens = jnp.zeros((1, 1, 1, cfg.dim)), jnp.zeros((1, 1, cfg.dim))
+    e, e0 = jnp.zeros((1, 1, cfg.dim)), jnp.zeros((1, 1, 6, cfg.dim))
+    context, f32 = _one_token(cfg), jnp.float32
 
-        return nn.init(both, module)(keys[layer])["params"]
+    def of(module, *inputs):
+        return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
 
-    patch = cfg.patch**2 * cfg.in_channels
-    f32 = jnp.float32
+    def block(has_action):
+        run = nn.init(lambda module: module(x, e0, module.image_kv(tokens), context, Sight()), Block(cfg, has_action, f32))
+        return jax.eval_shape(run, jax.random.key(0))["params"]
+
+    kinds = {kind: block(kind) for kind in (True, False)}
     return {
-        "patch": nn.Dense(cfg.dim).init(keys[-1], jnp.zeros((1, patch)))["params"],
-        "time": TimeEmbedding(cfg, f32).init(keys[-2], jnp.zeros(1))["params"],
-        "image": ImageTokens(cfg, f32).init(keys[-3], jnp.zeros((1, 1, cfg.image_dim)))["params"],
-        "head": Head(cfg, f32).init(keys[-4], x, jnp.zeros((1, 1, cfg.dim)))["params"],
-        "blocks": {str(layer): block(layer) for layer in range(cfg.num_layers)},
+        "patch": of(nn.Dense(cfg.dim), jnp.zeros((1, cfg.patch**2 * cfg.in_channels))),
+        "time": of(TimeEmbedding(cfg, f32), jnp.zeros(1)),
+        "image": of(ImageTokens(cfg, f32), jnp.zeros((1, 1, cfg.image_dim))),
+        "head": of(Head(cfg, f32), x, e),
+        "blocks": {str(layer): kinds[layer < cfg.num_action_layers] for layer in range(cfg.num_layers)},
     }
 
 
-def _dummy_context(cfg: DiTConfig) -> Context:
+def _one_token(cfg: DiTConfig) -> Context:
+    """The context of a single token, enough to find the shapes of parameters."""
     position = jnp.zeros((1, 1), jnp.int32)
     rows = cfg.action.window * 4
     return Context(
@@ -271,10 +271,14 @@ def forward(
     mask: np.ndarray | None,
     dtype,
     implementation: Implementation = "xla",
+    detached: int = 0,
+    pin: Callable[[Array], Array] = lambda tokens: tokens,
 ) -> Float[Array, "b t h w c"]:
     """Velocity of whole sequences, float32, from stacked parameters: a scan over each group with every block rematerialised.
 
     `mask` [t, u] says which latent frames a frame sees; None lets every frame see every frame (the foundation model).
+    No gradient flows through the keys and values of the first `detached` frames.
+    `pin` says how the tokens [b, t, s, d] that enter a block lie on the devices.
     """
     e, e0 = TimeEmbedding(cfg, dtype).apply({"params": params["time"]}, timestep)
     tokens = ImageTokens(cfg, dtype).apply({"params": params["image"]}, features)
@@ -285,7 +289,7 @@ def forward(
         @jax.checkpoint
         def layer(x, variables, block=block):
             image = block.apply({"params": variables}, tokens, method="image_kv")
-            x, _ = block.apply({"params": variables}, x, e0, image, context, Sight(mask=mask))
+            x, _ = block.apply({"params": variables}, pin(x), e0, image, context, Sight(mask=mask, detached=detached))
             return x, None
 
         x, _ = jax.lax.scan(layer, x, group)
