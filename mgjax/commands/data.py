@@ -1,0 +1,175 @@
+"""mgjax data: checks, shows, measures and converts recordings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from mgjax.errors import InputError
+
+
+@dataclass(frozen=True)
+class Check:
+    """Replays the inputs and compares with what was recorded; exits with 1 when less than 0.99 of the frames agree."""
+
+    folder: tyro.conf.Positional[str]
+    """The dataset."""
+    replays: int = 16
+    """Clips that are rendered again where the engine is here; -1 renders all."""
+    least: float = 0.99
+    """Agreement that is asked for."""
+
+    def run(self) -> int:
+        from rich.progress import Progress
+
+        from mgjax.data.check import CheckConfig, check
+        from mgjax.data.engines import make_engine
+        from mgjax.data.store import Dataset
+
+        dataset = Dataset(self.folder)
+        schema = dataset.schema
+        engine, reason = None, "they were not recorded from an engine"
+        if schema.engine and self.replays:
+            try:
+                engine = make_engine(schema.engine, size=schema.size, fps=schema.fps, **schema.options)
+            except InputError as error:
+                reason = str(error)
+        try:
+            with Progress() as bar:
+                task = bar.add_task("checking", total=len(dataset))
+                cfg = CheckConfig(replays=self.replays)
+                verdict = check(dataset, engine, cfg, lambda done: bar.update(task, completed=done))
+        finally:
+            if engine is not None:
+                engine.close()
+        for sentence in verdict.damaged:
+            print(f"damaged: {sentence}")
+        if engine is None and self.replays:
+            print(f"no pictures were rendered again: {reason}")
+        print(f"{verdict.clips} clips, {verdict.all_frames.frames} frame pairs")
+        rows = {"all frames": verdict.all_frames, **verdict.tests}
+        for name, tally in rows.items():
+            share = f"{tally.share:.4f}" if tally.frames else "nothing to test"
+            print(f"  {name:<12} {tally.frames:>9} judged {tally.frames - tally.agreeing:>9} wrong   {share}")
+        print(f"agreement (of the worst test) {verdict.agreement:.4f}")
+        return 0 if verdict.agreement >= self.least and not verdict.damaged else 1
+
+
+@dataclass(frozen=True)
+class Show:
+    """Writes one HTML page, which opens without a network, about a dataset."""
+
+    folder: tyro.conf.Positional[str]
+    """The dataset."""
+    out: str = "dataset.html"
+    """Where the page goes."""
+    clips: int = 6
+    """Sample clips on the page."""
+
+    def run(self) -> int:
+        from mgjax.data.show import write_page
+        from mgjax.data.store import Dataset
+
+        write_page(Dataset(self.folder), self.out, num_clips=self.clips)
+        print(f"{self.out} is written; any browser opens it")
+        return 0
+
+
+@dataclass(frozen=True)
+class Import:
+    """Reads recordings of other programs into a dataset; says which file and line is wrong."""
+
+    source: tyro.conf.Positional[str]
+    """Folder with the videos and their annotations."""
+    out: str
+    """Folder of the dataset; clips that are there already are kept."""
+    format: Literal["paper", "gf-minecraft", "vpt", "rows"]
+    """paper: MP4 + CSV. gf-minecraft: MP4 + JSON. vpt: MP4 + JSONL. rows: MP4 + CSV, JSON or JSONL with --schema."""
+    size: str = "352x640"
+    """HEIGHTxWIDTH; pictures are scaled to cover it and cut in the middle."""
+    fps: float = 0.0
+    """Frames a second that are kept; 0 keeps the first video's own."""
+    clip_frames: int = 97
+    codec: str = "zstd"
+    """zstd (lossless) or h264."""
+    schema: str = ""
+    """A schema.toml with the keyboard columns and model mapping; needed by rows."""
+
+    def run(self) -> int:
+        from mgjax.data.importers import import_folder
+
+        report = import_folder(
+            self.source,
+            self.out,
+            kind=self.format,
+            size=self.size,
+            fps=self.fps,
+            clip_frames=self.clip_frames,
+            codec=self.codec,
+            schema_file=self.schema,
+            say=print,
+        )
+        print(f"{report.clips} new clips, {report.frames} frames from {report.videos} videos in {self.out}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Export:
+    """Writes a dataset as one MP4 and one CSV per clip (the paper's format)."""
+
+    folder: tyro.conf.Positional[str]
+    """The dataset."""
+    out: str
+    """Folder for the files; ones that are there already are kept."""
+    crf: int = 14
+    """Quality of the video; lower is better."""
+
+    def run(self) -> int:
+        from mgjax.data.exporters import export_folder
+        from mgjax.data.store import Dataset
+
+        written = export_folder(Dataset(self.folder), self.out, crf=self.crf, say=print)
+        print(f"{written} clips written to {self.out}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measures how many windows a second the training loader gives, against plain reading of the same bytes."""
+
+    folder: tyro.conf.Positional[str]
+    """The dataset."""
+    length: int = 33
+    """Frames of a window."""
+    batch: int = 8
+    workers: int = 2
+    """Processes that decode; 0 decodes in threads."""
+    threads: int = 2
+    """Threads of each process."""
+    seconds: float = 10.0
+    """How long to measure."""
+
+    def run(self) -> int:
+        from mgjax.data.feed import bench
+
+        result = bench(self.folder, self.length, self.batch, self.workers, self.threads, self.seconds)
+        print(f"loader, {self.workers} workers of {self.threads} threads: {result.samples:.0f} samples/s")
+        print(f"the clips' bytes read and thrown away, 1 thread: {result.reads:.0f} clips/s")
+        print(f"read and decoded one after another, 1 thread: {result.decodes:.0f} samples/s")
+        return 0
+
+
+Command = (
+    Annotated[Check, tyro.conf.subcommand("check")]
+    | Annotated[Show, tyro.conf.subcommand("show")]
+    | Annotated[Import, tyro.conf.subcommand("import")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
+)
+
+
+def main(command: tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[Command]]) -> int:
+    """Checks, shows, measures and converts recordings."""
+    return command.run()

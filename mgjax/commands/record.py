@@ -1,0 +1,135 @@
+"""mgjax record: action-annotated video from a game engine, played by an agent."""
+
+from __future__ import annotations
+
+import functools
+import json
+import signal
+
+from mgjax.data.filters import FilterConfig
+from mgjax.errors import InputError
+
+
+def main(
+    *,
+    out: str,
+    engine: str = "doom",
+    agent: str = "navigate",
+    frames: int = 20000,
+    seed: int = 0,
+    size: str = "",
+    fps: float = 0.0,
+    clip_frames: int = 97,
+    codec: str = "zstd",
+    workers: int = 2,
+    mouse_scale: float = 15.0,
+    engine_option: tuple[str, ...] = (),
+    agent_option: tuple[str, ...] = (),
+    filters: FilterConfig = FilterConfig(),  # noqa: B008 (frozen)
+) -> int:
+    """Records clips of an agent that plays an engine. The same command goes on where it was stopped.
+
+    Args:
+      out: Folder of the dataset; what is recorded is added to what is there.
+      engine: Name of the engine.
+      agent: Name of the agent that plays.
+      frames: Frames to keep, rounded up to whole clips.
+      seed: Everything random follows from it.
+      size: HEIGHTxWIDTH of a frame, such as 96x160; empty takes the engine's own.
+      fps: Frames a second; 0 takes the engine's own.
+      clip_frames: Frames of a clip; each clip is an episode of its own.
+      codec: zstd (lossless) or h264.
+      workers: Processes, each with its own engine.
+      mouse_scale: Degrees per unit of a model's mouse.
+      engine_option: Further options of the engine as NAME=VALUE, values in JSON: 'levels=["map01"]'.
+      agent_option: Options of the agent, likewise.
+      filters: What is dropped.
+    """
+    from mgjax.data.agents import make_agent
+    from mgjax.data.engines import make_engine
+    from mgjax.data.record import RecordConfig, record, schema_of
+
+    options = _options(engine_option)
+    if size:
+        options["size"] = _size(size)
+    if fps:
+        options["fps"] = fps
+    cfg = RecordConfig(f"{engine}-{agent}", frames, seed, clip_frames, codec, workers, filters, agent_option)
+    build_engine = functools.partial(make_engine, engine, **options)
+    build_agent = functools.partial(make_agent, agent, **_options(agent_option))
+    probe = build_engine()
+    try:
+        schema = schema_of(probe, engine, {k: v for k, v in options.items() if k not in ("size", "fps")}, mouse_scale)
+        build_agent(probe)  # a wrong name or option shows here, before processes start
+    finally:
+        probe.close()
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        report = _with_progress(lambda progress: record(out, schema, build_engine, build_agent, cfg, progress), cfg)
+    except KeyboardInterrupt:
+        print(f"stopped; all finished clips are safe in {out}, and the same command goes on")
+        return 130
+    height, width = schema.size
+    print(f"{report.clips} clips, {report.frames} frames of {height}x{width} at {schema.fps:g} fps in {out}")
+    _print_counts("clips dropped by the filters", report.dropped)
+    _print_counts("frames that they marked in kept clips", report.marked)
+    if report.new_frames:
+        rate = report.new_frames / report.seconds
+        print(f"{report.new_frames} frames in {report.seconds:.1f} s: {rate:.0f} frames/s, all included")
+    else:
+        print("nothing to do: the recording is complete")
+    return 0
+
+
+def _interrupt(number, frame):
+    raise KeyboardInterrupt
+
+
+def _with_progress(run, cfg):
+    """`run(progress)` with a bar, a rate and the time that is left."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("recording"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} frames"),
+        TextColumn("{task.fields[rate]:.0f} frames/s"),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns) as bar:
+        task = bar.add_task("recording", total=cfg.num_clips * cfg.clip_frames, rate=0.0)
+
+        def progress(report):
+            bar.update(task, completed=report.frames, rate=report.new_frames / report.seconds)
+
+        return run(progress)
+
+
+def _print_counts(text: str, counts) -> None:
+    found = ", ".join(f"{name} {number}" for name, number in counts.items() if number)
+    print(f"{text}: {found or 'none'}")
+
+
+def _size(text: str) -> tuple[int, int]:
+    try:
+        height, width = map(int, text.lower().replace(",", "x").split("x"))
+    except ValueError:
+        raise InputError(f"--size is {text!r}, and should be HEIGHTxWIDTH, such as 96x160") from None
+    return height, width
+
+
+def _options(pairs: tuple[str, ...]) -> dict[str, object]:
+    options = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise InputError(f"the option {pair!r} should be NAME=VALUE")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        options[name] = tuple(value) if isinstance(value, list) else value
+    return options
