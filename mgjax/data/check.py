@@ -68,10 +68,13 @@ class Verdict(NamedTuple):
 
 
 def judge(clip: Clip, schema: Schema, cfg: CheckConfig) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(frames that a test judges, frames that pass) [f - 1] of the tests without an engine; pair k is about frame k +
-    1.""" error = kinematics.turn_errors(clip, schema) known = np.isfinite(error) close = known & (error <= cfg.turn)
-    changes = np.abs(np.diff(clip.mouse, axis=0, prepend=clip.mouse[:1])).max(axis=1)[:-1] > cfg.turn cosine =
-    kinematics.move_agreement(clip, schema) return {
+    """(frames judged, frames that pass) [f - 1] of the tests without an engine; pair k is about frame k + 1."""
+    error = kinematics.turn_errors(clip, schema)
+    known = np.isfinite(error)
+    close = known & (error <= cfg.turn)
+    changes = np.abs(np.diff(clip.mouse, axis=0, prepend=clip.mouse[:1])).max(axis=1)[:-1] > cfg.turn
+    cosine = kinematics.move_agreement(clip, schema)
+    return {
         "turning": (known & kinematics.turned(clip, cfg.turn), close),
         "changing": (known & changes, close),
         "moving": (np.isfinite(cosine), cosine >= cfg.cosine),

@@ -164,8 +164,8 @@ def record(
             if (info.get("recording"), info.get("seed")) == (cfg.name, cfg.seed):
                 if info.get("settings") != cfg.settings:
                     raise InputError(
-                        f"{out} holds clips of {cfg.name} with seed {cfg.seed} of another clip length, codec, filter or "
-                        "agent option: give the same again, or another seed or folder"
+                        f"{out} holds clips of {cfg.name} with seed {cfg.seed} of another clip length, codec, filter "
+                        "or agent option: give the same again, or another seed or folder"
                     )
                 count(info)
 
