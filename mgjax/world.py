@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
-from mgjax.config import WorldConfig
+from mgjax.config import DiTConfig, WorldConfig
 from mgjax.diffusion.rollout import rollout, sample
 from mgjax.diffusion.schedule import step_sigmas
 from mgjax.models import clip, dit, taehv, vae
@@ -125,14 +125,6 @@ def build(cfg: WorldConfig, settings: Settings = Settings()) -> World:  # noqa: 
 
         return Actions(*(join(past, rows.astype(jnp.float32)) for past, rows in zip(state.rows, actions, strict=True)))
 
-    def conditions(state: StreamState, position: Int[Array, "b t"]) -> Float[Array, "b t h w m"]:
-        """Mask channels, 1 on latent frame 0, and the image condition."""
-        index = jnp.minimum(position, state.condition.shape[1] - 1)
-        latents = jnp.take_along_axis(state.condition, index[:, :, None, None, None], 1)
-        mask = (position == 0).astype(latents.dtype)[:, :, None, None, None]
-        mask = jnp.broadcast_to(mask, (*latents.shape[:-1], cfg.dit.mask_channels))
-        return jnp.concatenate([mask, latents], -1)
-
     def draw(state: StreamState) -> Float[Array, "b steps t h w c"]:
         def row(key, position):
             key = jax.random.fold_in(jax.random.wrap_key_data(key), position)
@@ -144,7 +136,7 @@ def build(cfg: WorldConfig, settings: Settings = Settings()) -> World:  # noqa: 
         position = state.position[:, None] + jnp.arange(chunk)
         rows = seen_rows(state, actions)
         bound = dit.Chunk(
-            condition=conditions(state, position),
+            condition=condition_channels(cfg.dit, state.condition, position),
             image=state.image,
             context=dit.prepare(cfg.dit, position, rows, stride),
             cache=state.cache,
@@ -163,7 +155,7 @@ def build(cfg: WorldConfig, settings: Settings = Settings()) -> World:  # noqa: 
 
     def sample_chunk(params: dict, state: StreamState, actions: Actions, noise: Array | None = None):
         bound = network(params, state, actions)
-        latents = sample(bound.denoise, draw(state) if noise is None else noise, sigmas)
+        latents = sample(bound.denoise, draw(state) if noise is None else noise, sigmas).x0
         return latents, bound.commit(latents)
 
     def decode(params: dict, latents: Array, position: Int[Array, "b"], cache):
@@ -188,6 +180,17 @@ def streaming_params(world: World, params: dict) -> dict:
     decoder = "vae" if world.settings.decoder == "wan" else "taehv"
     part = {"dit": params["dit"], decoder: {"decoder": params[decoder]["decoder"]}}
     return jax.tree.map(lambda leaf: leaf.astype(world.settings.dtype), part)
+
+
+def condition_channels(
+    cfg: DiTConfig, condition: Float[Array, "b u h w c"], position: Int[Array, "b t"]
+) -> Float[Array, "b t h w m"]:
+    """Mask channels, 1 on latent frame 0, and the image condition of the latent frames at `position`."""
+    index = jnp.minimum(position, condition.shape[1] - 1)
+    latents = jnp.take_along_axis(condition, index[:, :, None, None, None], 1)
+    mask = (position == 0).astype(latents.dtype)[:, :, None, None, None]
+    mask = jnp.broadcast_to(mask, (*latents.shape[:-1], cfg.mask_channels))
+    return jnp.concatenate([mask, latents], -1)
 
 
 def replace_row(state: StreamState, row: int, other: StreamState, other_row: int = 0) -> StreamState:

@@ -1,32 +1,58 @@
 """The few-step sampler of one chunk and the rollout of many: algorithms over functions that are handed in."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from mgjax.diffusion.schedule import NUM_TIMESTEPS
 
 State, Inputs, Outputs = TypeVar("State"), TypeVar("Inputs"), TypeVar("Outputs")
 
 
+class Sample(NamedTuple):
+    x0: Float[Array, "b *chunk"]  # clean chunk
+    last: Float[Array, "b *chunk"]  # input of the step that predicted it
+
+
 def sample(
     denoise: Callable[[Array, Array], Array],
     noise: Float[Array, "b steps *chunk"],
     sigmas: tuple[float, ...],
-) -> Float[Array, "b *chunk"]:
+    exit: Int[Array, ""] | None = None,
+) -> Sample:
     """The clean chunk: alternately predict x0 = x - sigma * velocity and re-noise it to the next sigma.
 
     `denoise(x, timestep [1, 1])` is the velocity. noise[:, 0] starts the chunk and noise[:, i] re-noises before step i.
+    Training leaves after step `exit`, which may be traced: one program for all of them. None takes every step.
     """
-    x = noise[:, 0]
-    for index, sigma in enumerate(sigmas):
-        if index:
-            x = (1 - sigma) * x + sigma * noise[:, index]
-        x = x - sigma * denoise(x, jnp.full((1, 1), NUM_TIMESTEPS * sigma, jnp.float32))
-    return x
+    levels = np.asarray(sigmas)
+    tables = [table.astype(np.float32) for table in (levels, 1 - levels, NUM_TIMESTEPS * levels)]
+    if exit is not None:
+        tables = [jnp.asarray(table) for table in tables]
+    sigma, kept, timestep = tables
+
+    def predict(index, x):
+        return x - sigma[index] * denoise(x, jnp.full((1, 1), timestep[index], jnp.float32))
+
+    def renoise(index, x):
+        fresh = jax.lax.dynamic_index_in_dim(noise, index, 1, keepdims=False)
+        return kept[index] * x + sigma[index] * fresh
+
+    def advance(index, x):
+        return renoise(index + 1, predict(index, x))
+
+    last = noise[:, 0]
+    if exit is None:
+        for index in range(len(sigmas) - 1):
+            last = advance(index, last)
+        exit = len(sigmas) - 1
+    else:
+        last = jax.lax.fori_loop(0, exit, advance, last)
+    return Sample(predict(exit, last), last)
 
 
 def rollout(step: Callable[[State, Inputs], tuple[Outputs, State]], state: State, inputs: Inputs) -> tuple[Outputs, State]:
