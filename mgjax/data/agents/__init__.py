@@ -14,6 +14,9 @@ from mgjax.errors import InputError
 
 AGENTS = {
     "random": "mgjax.data.agents.random:random_agent",
+    "composite": "mgjax.data.agents.composite:composite_agent",
+    "navigate": "mgjax.data.agents.navigate:navigate_agent",
+    "scripted": "mgjax.data.agents.scripted:scripted_agent",
 }
 
 

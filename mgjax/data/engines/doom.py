@@ -274,7 +274,9 @@ def start_game(folder: Path, level: str, screen: tuple[int, int], survey: bool =
     game.set_mode(vizdoom.Mode.PLAYER)
     game.set_episode_timeout(0)
     game.set_episode_start_time(1)
-    game.add_game_args("+sv_cheats 1 -nomonsters +freelook 1 +movebob 0")
+    # The maze ends where its armour is picked up: without armour it goes on for ever.
+    no_armour = "+alwaysapplydmflags 1 +sv_noarmor 1"
+    game.add_game_args(f"+sv_cheats 1 -nomonsters +freelook 1 +movebob 0 {no_armour}")
     try:
         game.init()
     except (vizdoom.ViZDoomErrorException, vizdoom.ViZDoomUnexpectedExitException) as error:
