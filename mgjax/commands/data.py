@@ -107,7 +107,7 @@ class Import:
             size=self.size,
             fps=self.fps,
             clip_frames=self.clip_frames,
-            codec=self.codec,
+            codec_name=self.codec,
             schema_file=self.schema,
             say=print,
         )

@@ -48,10 +48,11 @@ def main(
     from mgjax.data.agents import make_agent
     from mgjax.data.engines import make_engine
     from mgjax.data.record import RecordConfig, record, schema_of
+    from mgjax.data.schema import parse_size
 
     options = _options(engine_option)
     if size:
-        options["size"] = _size(size)
+        options["size"] = parse_size(size)
     if fps:
         options["fps"] = fps
     cfg = RecordConfig(f"{engine}-{agent}", frames, seed, clip_frames, codec, workers, filters, agent_option)
@@ -111,14 +112,6 @@ def _with_progress(run, cfg):
 def _print_counts(text: str, counts) -> None:
     found = ", ".join(f"{name} {number}" for name, number in counts.items() if number)
     print(f"{text}: {found or 'none'}")
-
-
-def _size(text: str) -> tuple[int, int]:
-    try:
-        height, width = map(int, text.lower().replace(",", "x").split("x"))
-    except ValueError:
-        raise InputError(f"--size is {text!r}, and should be HEIGHTxWIDTH, such as 96x160") from None
-    return height, width
 
 
 def _options(pairs: tuple[str, ...]) -> dict[str, object]:

@@ -187,3 +187,11 @@ def to_model(
         rows = np.eye(len(control.columns), dtype=np.float32)[first]
     degrees = np.asarray(mouse, np.float32)[:, : cfg.dit.action.mouse_dim]
     return rows, degrees / np.float32(schema.mouse_scale)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) of "HEIGHTxWIDTH"."""
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise InputError(f"the size {text!r} should be HEIGHTxWIDTH in pixels, such as 96x160")
+    return int(parts[0]), int(parts[1])
