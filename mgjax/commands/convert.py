@@ -1,0 +1,169 @@
+"""`mgjax convert`: released weight files to a checkpoint, and back."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+# Where the files of `Skywork/Matrix-Game-2.0` (design page section 8) and of TAEHV lie.
+RELEASED_DIT = {
+    "universal": "base_distilled_model/base_distill.safetensors",
+    "gta_drive": "gta_distilled_model/gta_keyboard2dim.safetensors",
+    "templerun": "templerun_distilled_model/templerun_7dim_onlykey.safetensors",
+    "foundation": "base_model/diffusion_pytorch_model.safetensors",
+}
+RELEASED = {
+    "vae": "Wan2.1_VAE.pth",
+    "taehv": "taew2_1.pth",
+    "clip": "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth",
+}
+
+
+def main(
+    paths: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(
+            metavar="[FROM] TO",
+            help="TO is the checkpoint to write. FROM is a folder laid out like the released repository; the flags "
+            "below name single files instead, or besides. With --to safetensors FROM is a checkpoint and TO a folder.",
+        ),
+    ],
+    /,
+    model: str = "universal",
+    config: Path | None = None,
+    dit: Path | None = None,
+    vae: Path | None = None,
+    taehv: Path | None = None,
+    clip: Path | None = None,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+    to: Literal["checkpoint", "safetensors"] = "checkpoint",
+    overwrite: bool = False,
+) -> None:
+    """Turn released weight files into a checkpoint, and back; nothing in a file is ever run.
+
+    Args:
+        model: whose weights they are: universal, gta_drive, templerun, foundation or nano.
+        config: a released DiT config, or a world's own, in JSON, in place of --model.
+        dit: the transformer, .safetensors (or its index.json when it is in parts).
+        vae: the Wan 2.1 VAE, .pth or .safetensors.
+        taehv: the small fast decoder, .pth or .safetensors.
+        clip: the CLIP image tower, .pth or .safetensors.
+        dtype: what to round the weights to; by default they stay as they are stored.
+        to: safetensors writes a checkpoint's weights under their released names.
+        overwrite: replace what is already at TO.
+    """
+    from mgjax.errors import InputError
+
+    files = {name: path for name, path in (("dit", dit), ("vae", vae), ("taehv", taehv), ("clip", clip)) if path}
+    if to == "safetensors":
+        if len(paths) != 2 or files or config:
+            raise InputError("--to safetensors takes a checkpoint and a folder, and no weight files")
+        _export(*paths, dtype, overwrite)
+        return
+    if len(paths) not in (1, 2) or (len(paths) == 1 and not files):
+        raise InputError(
+            "give a folder of released files or --dit, --vae, --taehv or --clip, and the checkpoint's name"
+        )
+    cfg = _world(model, config)
+    if len(paths) == 2:
+        files = _released_files(paths[0], None if config else model) | files
+    _convert(files, paths[-1], cfg, dtype, overwrite)
+
+
+def _world(model: str, config: Path | None):
+    from mgjax.config import preset
+    from mgjax.errors import InputError
+    from mgjax.models.convert import world_config_from_released
+
+    try:
+        return world_config_from_released(config.read_text()) if config else preset(model)
+    except OSError as error:
+        raise InputError(f"cannot read {config}: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _released_files(folder: Path, model: str | None) -> dict[str, Path]:
+    """The weight files in a folder, under their released names or those that `--to safetensors` gives."""
+    from mgjax.errors import InputError
+
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}")
+    names = {"dit": RELEASED_DIT.get(model, "dit.safetensors"), **RELEASED}
+    places = {
+        component: [folder / name, folder / Path(name).name, folder / f"{component}.safetensors"]
+        for component, name in names.items()
+    }
+    files = {
+        component: next(path for path in options if path.is_file())
+        for component, options in places.items()
+        if any(path.is_file() for path in options)
+    }
+    if "dit" not in files:
+        raise InputError(f"{folder} holds no {names['dit']}: choose another --model or name the file with --dit")
+    return files
+
+
+def _convert(files: dict[str, Path], out: Path, cfg, dtype: str | None, overwrite: bool) -> None:
+    import jax
+
+    from mgjax import checkpoint
+    from mgjax.io.tensors import open_tensors
+    from mgjax.models import convert
+
+    trees = {name: convert.to_tree(name, cfg, open_tensors(path), _dtype(dtype)) for name, path in files.items()}
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
+    with _progress(f"converting {', '.join(files)}", total) as advance:
+        checkpoint.save(out, cfg, trees, overwrite=overwrite, progress=advance)
+    for name, tree in trees.items():
+        _report(name, jax.tree.leaves(tree), files[name])
+    print(f"wrote {out}")
+
+
+def _export(folder: Path, out: Path, dtype: str | None, overwrite: bool) -> None:
+    from mgjax import checkpoint
+    from mgjax.errors import InputError
+    from mgjax.io.tensors import write_safetensors
+    from mgjax.models import convert
+
+    cfg = checkpoint.read_config(folder)
+    targets = {name: out / f"{name}.safetensors" for name in checkpoint.components(folder)}
+    for target in targets.values():
+        if target.exists() and not overwrite:
+            raise InputError(f"{target} is there already: choose another folder or pass --overwrite")
+    for name, target in targets.items():
+        tensors = convert.from_tree(name, cfg, checkpoint.load_lazy(folder, name), _dtype(dtype))
+        with _progress(f"writing {target.name}", sum(tensor.nbytes for tensor in tensors.values())) as advance:
+            write_safetensors(target, tensors, advance)
+        _report(name, list(tensors.values()), target)
+
+
+def _dtype(name: str | None):
+    import ml_dtypes
+    import numpy as np
+
+    return {None: None, "float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}[name]
+
+
+@contextlib.contextmanager
+def _progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar while the body runs; what it yields is called with the bytes that were done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def _report(name: str, arrays: list, path: Path) -> None:
+    count = sum(math.prod(array.shape) for array in arrays)
+    kinds = ", ".join(sorted({str(array.dtype) for array in arrays}))
+    print(f"{name}: {len(arrays)} tensors, {count:,} parameters, {kinds} ({path})")
