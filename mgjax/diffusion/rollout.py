@@ -5,7 +5,6 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mgjax.diffusion.schedule import NUM_TIMESTEPS
@@ -24,35 +23,23 @@ def sample(
     sigmas: tuple[float, ...],
     exit: Int[Array, ""] | None = None,
 ) -> Sample:
-    """The clean chunk: alternately predict x0 = x - sigma * velocity and re-noise it to the next sigma.
+    """The clean chunk: mix in fresh noise up to the next sigma, predict x0 = x - sigma * velocity, and again.
 
     `denoise(x, timestep [1, 1])` is the velocity. noise[:, 0] starts the chunk and noise[:, i] re-noises before step i.
-    Training leaves after step `exit`, which may be traced: one program for all of them. None takes every step.
+    Training leaves after step `exit`, which may be traced: one program for all of them. None takes every step. The network
+    is compiled once for all steps.
     """
-    levels = np.asarray(sigmas)
-    tables = [table.astype(np.float32) for table in (levels, 1 - levels, NUM_TIMESTEPS * levels)]
-    if exit is not None:
-        tables = [jnp.asarray(table) for table in tables]
-    sigma, kept, timestep = tables
+    sigma = jnp.asarray(sigmas, jnp.float32)
+    kept = (1 - sigma).at[0].set(0.0)  # the first step starts from noise alone, whatever its sigma
+    fresh = sigma.at[0].set(1.0)
 
-    def predict(index, x):
-        return x - sigma[index] * denoise(x, jnp.full((1, 1), timestep[index], jnp.float32))
+    def step(index, before: Sample) -> Sample:
+        x = kept[index] * before.x0 + fresh[index] * jax.lax.dynamic_index_in_dim(noise, index, 1, keepdims=False)
+        timestep = jnp.full((1, 1), NUM_TIMESTEPS * sigma[index])
+        return Sample(x - sigma[index] * denoise(x, timestep), x)
 
-    def renoise(index, x):
-        fresh = jax.lax.dynamic_index_in_dim(noise, index, 1, keepdims=False)
-        return kept[index] * x + sigma[index] * fresh
-
-    def advance(index, x):
-        return renoise(index + 1, predict(index, x))
-
-    last = noise[:, 0]
-    if exit is None:
-        for index in range(len(sigmas) - 1):
-            last = advance(index, last)
-        exit = len(sigmas) - 1
-    else:
-        last = jax.lax.fori_loop(0, exit, advance, last)
-    return Sample(predict(exit, last), last)
+    blank = jnp.zeros_like(noise[:, 0])
+    return jax.lax.fori_loop(0, len(sigmas) if exit is None else exit + 1, step, Sample(blank, blank))
 
 
 def rollout(step: Callable[[State, Inputs], tuple[Outputs, State]], state: State, inputs: Inputs) -> tuple[Outputs, State]:

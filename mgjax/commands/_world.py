@@ -1,0 +1,88 @@
+"""What the commands that run a world share: finding its config and weights, and choosing how it is computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mgjax.config import PRESETS, WorldConfig
+from mgjax.errors import InputError
+
+if TYPE_CHECKING:
+    from mgjax.world import Settings, World
+
+DType = Literal["auto", "float32", "bfloat16"]
+Decoder = Literal["wan", "taehv"]
+Attention = Literal["xla", "cudnn"]
+
+DEFAULT = "nano"  # the one model that comes with the package
+
+
+def world_config(model: str | None, weights: Path | None, random_weights: bool) -> WorldConfig:
+    """The config of the checkpoint `weights`, or of the preset `model`; InputError where they contradict each other."""
+    from mgjax import checkpoint
+
+    if model is not None and model not in PRESETS:
+        raise InputError(f"there is no model {model!r}; there are {', '.join(PRESETS)}")
+    if weights is None:
+        if model not in (None, DEFAULT) and not random_weights:
+            raise InputError(
+                f"{model} needs --weights FOLDER, made by `mgjax convert` from the released files"
+                " (--random-weights tries the machine without them)"
+            )
+        return PRESETS[model or DEFAULT]
+    if random_weights:
+        raise InputError("--weights and --random-weights exclude each other")
+    cfg = checkpoint.read_config(weights)
+    if model not in (None, cfg.name):
+        raise InputError(f"{weights} holds the model {cfg.name}, not {model}")
+    return cfg
+
+
+def settings(dtype: DType, decoder: Decoder, attention: Attention) -> Settings:
+    """How to compute; "auto" is float32 on CPU, where bfloat16 is no faster, and bfloat16 on accelerators."""
+    import jax
+
+    from mgjax.world import Settings
+
+    if attention == "cudnn" and jax.default_backend() != "gpu":
+        raise InputError("--attention cudnn needs an NVIDIA GPU and the extra `cuda`")
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if attention == "cudnn" and dtype == "float32":
+        raise InputError("--attention cudnn computes in bfloat16 only")
+    return Settings(dtype, decoder, attention)
+
+
+def build(cfg: WorldConfig, how: Settings) -> World:
+    """The world, or InputError where its config cannot stream."""
+    from mgjax import world
+
+    try:
+        return world.build(cfg, how)
+    except ValueError as error:
+        raise InputError(f"the model {cfg.name} cannot stream: {error}") from None
+
+
+def load_params(world: World, weights: Path | None, *, encoders: bool = True) -> dict:
+    """Parameters in the compute dtype: of the checkpoint, or random. Without `encoders` only those that carry a stream on."""
+    import jax
+
+    from mgjax import checkpoint
+
+    if weights is None:
+        return world.init(jax.random.key(0))
+    names = ["dit", "vae", "clip"] if encoders else ["dit"]
+    names += [{"wan": "vae", "taehv": "taehv"}[world.settings.decoder]]
+    return {name: checkpoint.load(weights, name, dtype=world.settings.dtype) for name in dict.fromkeys(names)}
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that only the first start of a model on a machine compiles."""
+    import os
+
+    import jax
+
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mgjax" / "xla"
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
