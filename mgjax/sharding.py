@@ -1,0 +1,99 @@
+"""One mesh, and one table that says how every array of a training state lies on it.
+
+Axes: `data` and `fsdp` split the batch, `fsdp` also the weights, `context` the tokens of a frame, `tensor` the heads
+and the feed-forward width. All axes are Auto: XLA's partitioner derives everything between the pinned places, which
+are the state, the batch and the tokens that enter each block.
+
+The table maps a regex on a leaf's path to a PartitionSpec. Optimiser moments, EMA, teacher and critic are trees of the
+parameters' shape, so their paths end like the parameters' and one row serves all of them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from mgjax.errors import InputError
+from mgjax.train_config import MeshConfig
+
+AXES = ("data", "fsdp", "context", "tensor")
+BATCH = ("data", "fsdp")
+
+# First match wins. A row that begins with ... names an array's last axes: a stacked leaf needs no row of its own.
+RULES: tuple[tuple[str, tuple], ...] = (
+    (r"^stream/", (BATCH,)),
+    (r"(^|/)(o|out|mlp_out|embed_out)/kernel(/a)?$", (..., "tensor", "fsdp")),
+    (r"/kernel/b$", (..., None, "fsdp")),
+    (r"(^|/)kernel(/a)?$", (..., "fsdp", "tensor")),
+    (r"", ()),
+)
+
+
+def make_mesh(cfg: MeshConfig, devices: list | None = None) -> Mesh:
+    """The mesh (data, fsdp, context, tensor) over `devices` (None: all of the job's).
+
+    Raises:
+        InputError: the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [cfg.data, cfg.fsdp, cfg.context, cfg.tensor]
+    known = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) == 1 and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if math.prod(sizes) != len(devices):
+        shape = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
+        raise InputError(f"the mesh {shape} does not fit {len(devices)} devices")
+    if len({device.process_index for device in devices}) == 1:
+        return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """The first rule whose regex is found in `path`; an axis that does not divide its dimension is left out."""
+    entries = next(entries for pattern, entries in RULES if re.search(pattern, path))
+    if entries[:1] == (...,):
+        entries = (None,) * (len(shape) - len(entries) + 1) + entries[1:]
+    if len(entries) > len(shape):
+        return PartitionSpec()
+    return PartitionSpec(
+        *(
+            axes if axes and size % math.prod(mesh.shape[axis] for axis in np.atleast_1d(axes)) == 0 else None
+            for axes, size in zip(entries, shape, strict=False)
+        )
+    )
+
+
+def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+    """The NamedSharding of every leaf of `tree` (arrays or ShapeDtypeStructs), by the table."""
+
+    def sharding(path, leaf):
+        return NamedSharding(mesh, spec(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Axis 0 over data and fsdp: the sharding of every leaf of a batch."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def with_shardings(tree: Any, shardings: Any) -> Any:
+    """ShapeDtypeStructs of `tree` that carry their shardings: what to restore into, or to compile for."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+def pin_tokens(mesh: Mesh) -> Callable[[Array], Array]:
+    """Keeps tokens [b, t, s, d] split over the batch and, within each frame, over `context`."""
+    sharding = NamedSharding(mesh, PartitionSpec(BATCH, None, "context", None))
+    return lambda x: jax.lax.with_sharding_constraint(x, sharding)
