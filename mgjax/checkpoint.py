@@ -30,6 +30,7 @@ from mgjax.io.tensors import LazyArray
 FORMAT = 1
 COMPONENTS = ("dit", "vae", "taehv", "clip")
 _BATCH = 256 << 20  # bytes in memory at a time; a batch becomes one file, so that thousands of arrays stay few files
+_CONCURRENT_GB = 2  # read at a time when loading; more than the largest array of any world
 
 
 def save(
@@ -111,10 +112,10 @@ def load(
         return jax.ShapeDtypeStruct(stored.shape, kind, sharding=place)
 
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _reader() as checkpointer:
             stored = _stored(checkpointer, path)
             places = jax.tree.map(lambda _: one, stored) if isinstance(one, jax.sharding.Sharding) else one
-            return checkpointer.restore(path, jax.tree.map(target, stored, places))
+            return checkpointer.restore(path, args=ocp.args.StandardRestore(jax.tree.map(target, stored, places)))
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"cannot load {path}: {str(error).splitlines()[0]}") from error
 
@@ -126,7 +127,7 @@ def load_lazy(folder: Path, component: str, *, verify: bool = True) -> dict:
         InputError: as `load`.
     """
     path = _component(folder, component, verify)
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _reader() as checkpointer:
         stored = _stored(checkpointer, path)
 
     def lazy(keys, array) -> LazyArray:
@@ -136,7 +137,12 @@ def load_lazy(folder: Path, component: str, *, verify: bool = True) -> dict:
     return jax.tree_util.tree_map_with_path(lazy, stored)
 
 
-def _stored(checkpointer: ocp.StandardCheckpointer, path: Path) -> dict:
+def _reader() -> ocp.Checkpointer:
+    # The limit keeps the compressed copies of all arrays from lying in memory beside the arrays.
+    return ocp.Checkpointer(ocp.StandardCheckpointHandler(restore_concurrent_gb=_CONCURRENT_GB))
+
+
+def _stored(checkpointer: ocp.Checkpointer, path: Path) -> dict:
     """Shapes and types of a stored tree."""
     metadata = checkpointer.metadata(path).item_metadata
     if metadata is None:
