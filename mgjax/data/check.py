@@ -110,7 +110,7 @@ def check(
     replayed = set(np.linspace(0, len(dataset) - 1, number).round().astype(int).tolist()) if engine else set()
     for i, entry in enumerate(dataset.clips):
         try:
-            clip = dataset.read(i)
+            clip = dataset.read(i) if i in replayed else dataset.read_rows(i)
         except (DamagedClip, ValueError) as error:
             damaged.append(str(error))
             continue

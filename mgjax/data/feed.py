@@ -13,6 +13,7 @@ import functools
 import itertools
 import logging
 import os
+import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -171,3 +172,40 @@ def windows(
     order = grain.MapDataset.range(len(clips)).seed(seed).shuffle().repeat()
     order = order.random_map(functools.partial(_cut, clips, length))
     return Windows(order, batch, (process_index, process_count), workers, threads)
+
+
+class Speed(NamedTuple):
+    """What `bench` measured, a second."""
+
+    samples: float  # windows out of the loader
+    reads: float  # whole clips read as bytes from their shards by one thread, in the same order, and thrown away
+    decodes: float  # windows read and decoded one after another by one thread
+
+
+def bench(folder: str | os.PathLike, length: int, batch: int, workers: int, threads: int, seconds: float) -> Speed:
+    """Windows a second of the loader, and of plain reading, each measured for about `seconds` after a first batch."""
+    clips = Clips([folder], length, None)
+    order = np.random.default_rng(0).permutation(len(clips))
+
+    def rate(step, samples: int) -> float:
+        step(0)
+        start, count = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            count += 1
+            step(count)
+        return count * samples / (time.perf_counter() - start)
+
+    def plain(i: int) -> None:
+        dataset, number = clips[order[i % len(order)]]
+        entry = dataset.clips[number]
+        with open(f"{dataset.path}/shards/{entry.shard}.clips", "rb") as file:
+            file.seek(entry.offset)
+            file.read(entry.bytes)
+
+    rng = np.random.default_rng(0)
+    loader = windows([folder], length, batch, workers=workers, threads=threads)
+    try:
+        samples = rate(lambda i: next(loader), batch)
+    finally:
+        loader.close()
+    return Speed(samples, rate(plain, 1), rate(lambda i: _cut(clips, length, order[i % len(order)], rng), 1))

@@ -184,7 +184,7 @@ def _pose_rows(rows: list[_Row], keys: Sequence[str]) -> Track:
         for row, norm in zip(rows, length, strict=True):
             if abs(norm - 1.0) > 1e-3:
                 raise row.wrong(f"the quaternion qw, qx, qy, qz has length {norm:.4g}, and should have 1")
-        rotation = rotation / length[:, None]
+        rotation = np.where(np.abs(length[:, None] - 1.0) < 1e-12, rotation, rotation / length[:, None])
     elif {"pitch", "yaw"} <= columns:
         angles = np.array([[row.known("yaw"), row.known("pitch")] for row in rows])
         rotation = camera.from_yaw_pitch(angles[:, 0], angles[:, 1])
@@ -479,7 +479,8 @@ def import_folder(
             if writer is None:
                 mapping = given.models if given else schema.default_models(columns)
                 scale = given.mouse_scale if given else schema.MOUSE_SCALE
-                new_schema = Schema(columns, fps, height_width, mouse_scale=scale, models=mapping)
+                limits = given.pitch_limits if given else (-90.0, 90.0)
+                new_schema = Schema(columns, fps, height_width, scale, limits, models=mapping)
                 writer = stack.enter_context(Writer(out, new_schema))
             if columns != new_schema.keyboard:
                 raise InputError(

@@ -34,6 +34,7 @@ from mgjax.errors import InputError
 
 VERSION = 1
 SHARD_BYTES = 64 << 20
+_SHARDS = ts.KvStore.KeyRange("shards/", "shards0")  # 0 follows / in ASCII
 
 
 class DamagedClip(InputError):
@@ -91,7 +92,7 @@ def _write(store: ts.KvStore, key: str, data: bytes) -> None:
 
 
 def _shard_names(store: ts.KvStore) -> list[str]:
-    keys = store.list(ts.KvStore.KeyRange("shards/", "shards0")).result()
+    keys = store.list(_SHARDS).result()
     return sorted(key.decode()[len("shards/") : -len(".json")] for key in keys if key.endswith(b".json"))
 
 
@@ -178,6 +179,10 @@ class Dataset:
         """Frames [start, stop) of a clip."""
         return codec.decode(self.read_bytes(index), start, stop)
 
+    def read_rows(self, index: int) -> Clip:
+        """A clip without its pictures (`frames` is [f, 0, 0, 3])."""
+        return codec.decode_rows(self.read_bytes(index))
+
 
 class Writer:
     """Adds clips to the dataset at `path`, which it makes if there is none; also a context manager.
@@ -190,17 +195,15 @@ class Writer:
         self.path = str(path)
         self._shard_bytes = shard_bytes
         self._lock = _lock(path) if "://" not in self.path else None
-        self._store = _open(path)
-        old = _read(self._store, schema.FILE)
-        if old is None:
-            _write(self._store, schema.FILE, schema.dumps(new_schema).encode())
-        else:
-            difference = schema.difference(schema.loads(old.decode(), f"{path}/{schema.FILE}"), new_schema)
-            if difference is not None:
-                raise InputError(f"{path} holds other recordings: {difference}")
-        self.entries, _, leftovers = _load_entries(self._store)
-        for shard in leftovers:
-            self._remove(shard)
+        try:
+            self._store = _open(path)
+            self._fit_schema(new_schema)
+            self.entries, _, leftovers = _load_entries(self._store)
+            for shard in [*leftovers, *self._orphans()]:
+                self._remove(shard)
+        except BaseException:
+            self._unlock()
+            raise
         self._single = [e for e in self.entries.values() if e.shard == _single(e.name)]
 
     def add(self, name: str, data: bytes, num_frames: int, info: Mapping[str, object]) -> None:
@@ -228,6 +231,16 @@ class Writer:
         else:
             self._unlock()
 
+    def _fit_schema(self, new: Schema) -> None:
+        """Writes the schema of a new dataset; InputError when there is one that does not fit."""
+        text = _read(self._store, schema.FILE)
+        if text is None:
+            _write(self._store, schema.FILE, schema.dumps(new).encode())
+            return
+        old = schema.loads(text.decode(errors="replace"), f"{self.path}/{schema.FILE}")
+        if (difference := schema.difference(old, new)) is not None:
+            raise InputError(f"{self.path} holds other recordings: {difference}")
+
     def _merge(self) -> None:
         """Makes one shard of all that hold a single clip. Killed between any two lines it leaves no clip unreadable."""
         if len(self._single) < 2:
@@ -247,6 +260,13 @@ class Writer:
             self._remove(_single(entry.name))
         self.entries.update({entry.name: entry for entry in merged})
         self._single = []
+
+    def _orphans(self) -> list[str]:
+        """Shards of a writer that was killed before their index: an unfinished clip, or a merge of clips still there."""
+        keys = {key.decode() for key in self._store.list(_SHARDS).result()}
+        names = [key[len("shards/") : -len(".clips")] for key in keys if key.endswith(".clips")]
+        orphans = [name for name in names if f"shards/{name}.json" not in keys]
+        return [name for name in orphans if "+" not in name or name.rpartition("+")[0] in self.entries]
 
     def _remove(self, shard: str) -> None:
         self._store.write(f"shards/{shard}.json", None).result()
