@@ -30,6 +30,19 @@ def relative(a, b):
     return np.linalg.norm(np.asarray(a, np.float64) - b) / np.linalg.norm(b)
 
 
+def draw(module, cfg):
+    """Random parameters, biases and scales included."""
+    leaves, tree = jax.tree.flatten(jax.eval_shape(lambda key: module.init(key, cfg), jax.random.key(0)))
+    rng = np.random.default_rng(0)
+
+    def one(x):
+        if len(x.shape) == 1:
+            return rng.normal(0.3, 0.5, x.shape).astype(np.float32)
+        return rng.normal(0, np.prod(x.shape[:-1]) ** -0.5, x.shape).astype(np.float32)
+
+    return jax.tree.unflatten(tree, [one(x) for x in leaves])
+
+
 @pytest.fixture(scope="module")
 def io(golden):
     return {name: x.astype(np.float32) for name, x in load_file(golden / "clip" / "io.safetensors").items()}
@@ -78,7 +91,7 @@ def test_resize_keeps_size_constants_and_slopes():
 
 def test_small_config_takes_images_of_any_size():
     cfg = PRESETS["nano"].clip
-    params = jax.jit(clip.init, static_argnums=1)(jax.random.key(0), cfg)
+    params = draw(clip, cfg)
     for height, width in ((96, 160), (20, 30)):
         tokens = encode(params, cfg, jnp.zeros((2, height, width, 3)))
         assert tokens.shape == (2, PRESETS["nano"].dit.image_tokens, PRESETS["nano"].dit.image_dim)

@@ -47,9 +47,22 @@ def released(golden):
     return load(golden / "taehv" / "weights.safetensors", names.taehv_tensors(CFG))
 
 
+def draw(module, cfg):
+    """Random parameters, biases and scales included."""
+    leaves, tree = jax.tree.flatten(jax.eval_shape(lambda key: module.init(key, cfg), jax.random.key(0)))
+    rng = np.random.default_rng(0)
+
+    def one(x):
+        if len(x.shape) == 1:
+            return rng.normal(0.3, 0.5, x.shape).astype(np.float32)
+        return rng.normal(0, np.prod(x.shape[:-1]) ** -0.5, x.shape).astype(np.float32)
+
+    return jax.tree.unflatten(tree, [one(x) for x in leaves])
+
+
 @functools.cache
 def small_params():
-    return jax.jit(taehv.init, static_argnums=1)(jax.random.key(0), SMALL)
+    return draw(taehv, SMALL)
 
 
 def latents(key: int, rows: int, count: int):
