@@ -58,7 +58,7 @@ class StageConfig:
     ema: EMAConfig | None = None
     lora: LoRAConfig | None = None
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the computation; master weights are float32
-    attention: Literal["xla", "cudnn"] = "xla"
+    attention: Literal["xla", "tiled", "cudnn"] = "xla"
 
     def __post_init__(self):
         if self.batch % self.accumulate:

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-Implementation = Literal["xla", "cudnn"]
+Implementation = Literal["xla", "tiled", "cudnn"]
+
+_TILE = 1024  # queries at most
 
 
 def attention(
@@ -24,9 +26,12 @@ def attention(
 ) -> Float[Array, "b n k e"]:
     """Softmax attention over the first `length` keys of each row (None: over all), scaled by 1 / sqrt(e).
 
-    "xla" is the readable reference and runs everywhere, with the softmax in float32. "cudnn" is NVIDIA's fused kernel
-    (float16 or bfloat16 inputs), which keeps no logits in memory.
+    "xla" is the readable reference and runs everywhere, with the softmax in float32. "tiled" is the same in tiles of
+    the queries, one after another and computed again for the gradient: logits exist for one tile at a time. "cudnn" is
+    NVIDIA's fused kernel (float16 or bfloat16 inputs), which keeps no logits in memory.
     """
+    if implementation == "tiled":
+        return _tiled(q, k, v, length)
     if implementation == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=length, implementation="cudnn")
     scale = q.shape[-1] ** -0.5
@@ -38,6 +43,13 @@ def attention(
     total = weights.sum(-1)
     out = jnp.einsum("bkns,bske->bnke", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return (out / total.swapaxes(1, 2)[..., None]).astype(q.dtype)
+
+
+def _tiled(q, k, v, length):
+    size = next(size for size in range(min(_TILE, q.shape[1]), 0, -1) if q.shape[1] % size == 0)
+    tiles = jnp.moveaxis(q.reshape(q.shape[0], -1, size, *q.shape[2:]), 1, 0)
+    out = jax.lax.map(jax.checkpoint(lambda tile: attention(tile, k, v, length)), tiles)
+    return jnp.moveaxis(out, 0, 1).reshape(q.shape)
 
 
 def by_frames(
