@@ -124,9 +124,14 @@ def _one_token(cfg: DiTConfig) -> Context:
     )
 
 
+def image_tokens(params: dict, cfg: DiTConfig, features: Float[Array, "b i f"], dtype) -> Float[Array, "b i d"]:
+    """The tokens of the picture that every block's cross-attention sees."""
+    return ImageTokens(cfg, dtype).apply({"params": params["image"]}, features)
+
+
 def prepare_image(params: dict, cfg: DiTConfig, features: Float[Array, "b i f"], dtype) -> tuple[KV, ...]:
     """Cross-attention keys and values of the picture's CLIP features, one KV [b, i, heads, e] a layer."""
-    tokens = ImageTokens(cfg, dtype).apply({"params": params["image"]}, features)
+    tokens = image_tokens(params, cfg, features, dtype)
     return tuple(
         _block(cfg, layer, dtype).apply({"params": params["blocks"][str(layer)]}, tokens, method="image_kv")
         for layer in range(cfg.num_layers)
@@ -281,7 +286,7 @@ def forward(
     `pin` says how the tokens [b, t, s, d] that enter a block lie on the devices.
     """
     e, e0 = TimeEmbedding(cfg, dtype).apply({"params": params["time"]}, timestep)
-    tokens = ImageTokens(cfg, dtype).apply({"params": params["image"]}, features)
+    tokens = image_tokens(params, cfg, features, dtype)
     x = _embed(params, cfg, x, condition, dtype)
     for name, group in params["blocks"].items():
         block = Block(cfg, name == "action", dtype, implementation)

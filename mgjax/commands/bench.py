@@ -1,0 +1,120 @@
+"""`mgjax bench`: speed, memory and compilations of a streaming world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from mgjax.commands._world import Attention, Decoder, DType
+from mgjax.errors import InputError
+
+
+def main(
+    model: Annotated[str | None, tyro.conf.arg(aliases=["--preset"])] = None,
+    weights: Path | None = None,
+    decoder: Decoder = "wan",
+    dtype: DType = "auto",
+    attention: Attention = "xla",
+    batch: int = 1,
+    chunks: int = 20,
+    seed: int = 0,
+    json: Path | None = None,
+    profile: Path | None = None,
+) -> int:
+    """Streams the seeded composite and prints what it takes; exits with 1 if anything was compiled after warm-up.
+
+    Without --weights random weights are used: speed does not depend on them. Machines are noisy: compare ratios of one run.
+
+    Args:
+        model: a preset (default: nano, or what the weights are of).
+        weights: a folder made by `mgjax convert`.
+        decoder: wan, the full video decoder, or taehv, the small fast one.
+        dtype: of the computation; auto is float32 on a CPU and bfloat16 elsewhere.
+        attention: xla runs everywhere; cudnn is the fused kernel of NVIDIA GPUs.
+        batch: streams stepped together.
+        chunks: how many are measured, after the warm-up.
+        seed: of weights, noise and actions.
+        json: also write the figures to this file.
+        profile: write a trace of the measured chunks into this folder (TensorBoard, Perfetto).
+    """
+    if batch < 1 or chunks < 2:
+        raise InputError("a benchmark needs at least one stream and two chunks")
+
+    import json as json_format
+
+    from rich.console import Console
+
+    from mgjax.commands import _world
+    from mgjax.eval import bench
+    from mgjax.io.files import atomic_path
+
+    console = Console(highlight=False)
+    world = _world.build(
+        _world.world_config(model, weights, random_weights=weights is None), _world.settings(dtype, decoder, attention)
+    )
+    with console.status("starting") as status:
+        report = bench.measure(
+            world,
+            lambda: _world.load_params(world, weights),
+            batch=batch,
+            chunks=chunks,
+            seed=seed,
+            profile=profile,
+            notify=status.update,
+        )
+    console.print(_table(report))
+    text = json_format.dumps(report, indent=1)
+    if json is not None:
+        with atomic_path(json) as path:
+            path.write_text(text + "\n")
+    else:
+        print(text)
+    return 1 if report["compilations_after_warm_up"] else 0
+
+
+def _table(report: dict):
+    from rich.table import Table
+
+    def seconds(value):
+        return f"{1000 * value:,.1f} ms" if value < 10 else f"{value:,.1f} s"
+
+    def size(value):
+        return "unknown" if value is None else f"{value / 1e6:,.1f} MB"
+
+    start, chunk, fps, memory, state = (report[key] for key in ("start", "chunk_s", "fps", "memory", "state"))
+    machine, how = report["machine"], report["settings"]
+    table = Table(
+        "what", "figure",
+        title=f"{report['model']}, batch {report['batch']}, {how['dtype']}, decoder {how['decoder']},"
+        f" attention {how['implementation']}\n{machine['device']}, jax {machine['jax']}, Python {machine['python']}",
+    )  # fmt: skip
+    rows = [
+        ("cold start: load, encode, compile, first chunk", seconds(start["cold_start_s"])),
+        ("  load or create weights", seconds(start["load_s"])),
+        ("  encode the picture (compilation included)", seconds(start["encode_s"])),
+        ("  compile the chunk step", seconds(start["compile_s"])),
+        ("  first chunk", seconds(start["first_chunk_s"])),
+        ("warm start: compile again from the disk cache", seconds(start["compile_again_s"])),
+        ("chunk delivered, p50 / p95 / p99", " / ".join(seconds(chunk[p]) for p in ("p50", "p95", "p99"))),
+        ("frames a second, DiT only", f"{fps['dit_only']:.2f}"),
+        ("frames a second, DiT + decode", f"{fps['dit_and_decode']:.2f}"),
+        ("frames a second, delivered to the host", f"{fps['delivered']:.2f}"),
+        ("chunks on time at the world's rate", f"{100 * report['on_time_at_fps']:.0f} %"),
+        ("operations per chunk and stream", f"{report['flops_per_chunk'] / 1e9:,.1f} GFLOP"),
+        ("operations a second", f"{report['flops_per_s'] / 1e9:,.1f} GFLOP/s"),
+        ("MFU", "peak unknown" if report["mfu"] is None else f"{100 * report['mfu']:.1f} %"),
+        ("compilations after warm-up", str(report["compilations_after_warm_up"])),
+        ("state of one stream: attention", size(state["attention"])),
+        *((f"  {part.replace('_', ' ')}", size(state[part])) for part in ("self_attention", "mouse", "keyboard", "image")),
+        ("state of one stream: decoder cache", size(state["decoder"])),
+        ("state of one stream: rest", size(state["other"])),
+        ("temporaries of the chunk step", size(memory["temporaries_bytes"])),
+        ("arguments, of these donated in place", f"{size(memory['arguments_bytes'])}, {size(memory['aliased_bytes'])}"),
+        ("peak memory, host", size(memory["peak_host_bytes"])),
+        ("peak memory, device", size(memory["peak_device_bytes"])),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    return table

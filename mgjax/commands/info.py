@@ -1,0 +1,53 @@
+"""`mgjax info`: the models, their parameter counts and the sizes of their states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def main(weights: Path | None = None) -> None:
+    """Lists the presets, or what a checkpoint holds.
+
+    Args:
+        weights: a folder made by `mgjax convert`.
+    """
+    import math
+
+    import jax
+    import jax.numpy as jnp
+    from rich.console import Console
+    from rich.table import Table
+
+    from mgjax import checkpoint
+    from mgjax.config import PRESETS
+    from mgjax.eval.bench import state_bytes
+    from mgjax.models import convert
+    from mgjax.types import ImageCondition
+    from mgjax.world import Settings, build
+
+    configs = list(PRESETS.values()) if weights is None else [checkpoint.read_config(weights)]
+    table = Table("model", "video", "keys", "mouse", "window", "steps", "DiT", "VAE", "TAEHV", "CLIP", "state (bfloat16)")
+    for cfg in configs:
+        counts = {
+            name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(convert.shapes(name, cfg)))
+            for name in convert.COMPONENTS
+        }
+        state = "does not stream"
+        if cfg.dit.window is not None:
+            world = build(cfg, Settings("bfloat16"))
+            condition = ImageCondition(
+                jax.ShapeDtypeStruct((1, 1, cfg.dit.latent_height, cfg.dit.latent_width, cfg.dit.latent_channels), "float32"),
+                jax.ShapeDtypeStruct((1, cfg.dit.image_tokens, cfg.dit.image_dim), jnp.bfloat16),
+            )
+            params = {name: convert.shapes(name, cfg) for name in ("dit", "vae")}
+            keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+            sizes = state_bytes(jax.eval_shape(world.begin, params, condition, keys))
+            state = f"{sizes['attention'] / 1e6:,.1f} MB + decoder {sizes['decoder'] / 1e6:,.1f} MB"
+        table.add_row(
+            cfg.name, f"{cfg.height}x{cfg.width} at {cfg.fps}", " ".join(cfg.control.columns),
+            "yes" if cfg.dit.action.mouse_dim else "no", str(cfg.dit.window or "global"),
+            " ".join(map(str, cfg.sampler.steps)), *(f"{counts[name]:,}" for name in ("dit", "vae", "taehv", "clip")), state,
+        )  # fmt: skip
+    Console().print(table)
+    if weights is not None:
+        print(f"{weights} holds {', '.join(checkpoint.components(weights))}")

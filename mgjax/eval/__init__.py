@@ -1,0 +1,1 @@
+"""Measurements: parity with reference tensors, speed and memory."""

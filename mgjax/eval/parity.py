@@ -1,0 +1,269 @@
+"""Parity: this project's conversion, models and streaming path against tensors that the released code put out.
+
+A folder holds `config.json`, `weights.safetensors` (released names) and `io.safetensors` (inputs and outputs); what is in `io`
+tells what kind it is: a DiT stream, the video VAE, the small autoencoder, the image tower, or the schedule alone.
+A folder of `*.json` tables with tensor names and shapes is compared with the names that the models account for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange, repeat
+
+from mgjax import config
+from mgjax.config import CLIPConfig, TAEHVConfig, VAEConfig, WorldConfig
+from mgjax.diffusion import schedule
+from mgjax.diffusion.rollout import sample
+from mgjax.errors import InputError
+from mgjax.io.tensors import open_tensors
+from mgjax.models import clip, convert, dit, taehv, vae
+from mgjax.types import Actions, ImageCondition
+from mgjax.world import Settings, build
+
+# The reference moves by 2e-6 when its weights move by 1e-6, and by more than 2e-2 with any wrong detail that was tried.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
+
+
+_PARTS = {"self_attn": "self_attention", "cross_attn": "cross_attention", "action": "action"}
+
+
+class Line(NamedTuple):
+    """One comparison. `error` is the relative L2 error; `judged` is False where rounding adds up over several passes."""
+
+    name: str
+    error: float
+    tolerance: float
+    judged: bool = True
+
+    @property
+    def passed(self) -> bool:
+        return not self.judged or self.error < self.tolerance
+
+
+def check(folder: Path, dtype: str = "float32", batch: int = 1) -> Iterator[Line]:
+    """Compares every output in `folder`, computed in `dtype`; with `batch` > 1 that many copies of the same stream are run and
+    the worst counts. InputError where the folder is not of the format."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder")
+    io = folder / "io.safetensors"
+    if not io.is_file():
+        tables = sorted(folder.glob("*.json"))
+        if not tables:
+            raise InputError(f"{folder} holds neither io.safetensors nor tables of tensor names (*.json)")
+        yield from _names(tables)
+        return
+    tensors = open_tensors(io)
+    values = {name: tensors.read(name).astype(np.float32) for name in tensors.names}
+    kinds = (("noise", _stream), ("z", _vae), ("z_ntchw", _taehv), ("features", _clip), ("sigmas", _schedule))
+    for mark, kind in kinds:
+        if mark in values:
+            break
+    else:
+        raise InputError(f"{io} is of no known kind: it holds {', '.join(sorted(values)) or 'nothing'}")
+    try:
+        for name, ours, judged in kind(folder, values, dtype, batch):
+            yield Line(name, _error(ours, values[name]), TOLERANCE[dtype], judged or dtype == "float32")
+    except KeyError as error:
+        raise InputError(f"{folder} lacks {error}") from None
+
+
+def _error(ours: jax.Array, reference: np.ndarray) -> float:
+    """Relative L2 error of the worst of several copies along axis 0."""
+    ours = np.asarray(ours, np.float32)
+    copies = ours.reshape(-1, *reference.shape)
+    norm = np.linalg.norm(reference) or 1.0
+    return max(float(np.linalg.norm(copy - reference) / norm) for copy in copies)
+
+
+def _read_config(folder: Path) -> dict:
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / 'config.json'} cannot be read: {error}") from None
+
+
+def _params(folder: Path, component: str, cfg: WorldConfig, dtype: str) -> dict:
+    file = open_tensors(folder / "weights.safetensors")
+    tree = convert.to_tree(component, cfg, file, np.float32)
+    return jax.tree.map(lambda lazy: jnp.asarray(lazy.read()).astype(dtype), tree)
+
+
+def _stream(folder, io, dtype, batch):
+    cfg = convert.world_config_from_released((folder / "config.json").read_text())
+    world = build(cfg, Settings(dtype))
+    params = {"dit": _params(folder, "dit", cfg, dtype)}
+
+    def copies(x):
+        return jnp.asarray(np.repeat(x, batch, 0))
+
+    def frames_last(x):
+        return rearrange(x, "b c t h w -> b t h w c")
+
+    def released(x):
+        return rearrange(x, "b t h w c -> b c t h w")
+
+    chunk, stride, rows = cfg.dit.chunk, cfg.vae.temporal_stride, cfg.chunk_frames
+    sigmas = tuple(schedule.step_sigmas(cfg.sampler.steps, cfg.sampler.shift).tolist())
+    noise, num_chunks = frames_last(io["noise"]), io["noise"].shape[2] // chunk
+    yield "warped_timesteps", schedule.NUM_TIMESTEPS * np.asarray(sigmas), True
+
+    # A stream's first chunk begins with rows that do not exist; the last row of a stream is never read.
+    script = [io["keyboard"], io.get("mouse", io["keyboard"][..., :0])]
+    script = [np.concatenate([part[:, :1].repeat(stride, 1), part], 1) for part in script]
+    condition = ImageCondition(copies(frames_last(io["cond_latents"])), copies(io["visual_context"]))
+    state = jax.jit(world.begin)(params, condition, jax.random.split(jax.random.key(0), batch))
+
+    @jax.jit
+    def velocity(params, state, actions, noise, exit):
+        """At step `exit`, from what the sampler's step was given and what it returned."""
+        result = sample(world.network(params, state, actions).denoise, noise, sigmas, exit)
+        return (result.last - result.x0) / jnp.asarray(sigmas)[exit]
+
+    step, latents = jax.jit(world.sample_chunk, donate_argnums=1), []
+    for index in range(num_chunks):
+        actions = Actions(*(copies(part[:, index * rows : (index + 1) * rows]) for part in script))
+        fresh = [noise[:, index * chunk : (index + 1) * chunk]]
+        fresh += [rearrange(again, "c t h w -> 1 t h w c") for again in io["renoise"][index]]
+        fresh = copies(np.stack(fresh, 1))
+        if index == 0:
+            yield from _taps(io, world, params, state, actions, fresh, condition.features)
+        for number in range(len(sigmas)):
+            name = f"flow.chunk{index}.step{number}"
+            if name in io:
+                alone = index == 0 and number == 0
+                yield name, released(velocity(params, state, actions, fresh, number)), alone
+        x0, state = step(params, state, actions, fresh)
+        latents.append(x0)
+    yield "latents", released(jnp.concatenate(latents, 1)), False
+
+
+def _taps(io, world, params, state, actions, noise, features):
+    """Activations of the first pass of the first chunk."""
+    if not any(name.startswith("tap.") for name in io):
+        return
+
+    cfg, dtype = world.cfg, world.settings.dtype
+
+    @jax.jit
+    def record(params, state, actions, noise, features):
+        chunk = world.network(params, state, actions).chunk
+        timestep = jnp.full((1, 1), float(schedule.NUM_TIMESTEPS))
+        seen = dit.activations(params["dit"], cfg.dit, noise[:, 0], timestep, chunk, jnp.dtype(dtype))
+        return seen | {"image": dit.image_tokens(params["dit"], cfg.dit, features, jnp.dtype(dtype))}
+
+    seen = record(params, state, actions, noise, features)
+    rows, columns = cfg.dit.grid
+    for name in sorted(name for name in io if name.startswith("tap.")):
+        match name.removeprefix("tap.").split("."):
+            case ["patch_embedding"]:
+                yield name, rearrange(seen["patch"], "b t (h w) d -> b d t h w", h=rows, w=columns), True
+            case ["time_projection"]:
+                yield name, repeat(seen["time"], "1 1 s d -> t (s d)", t=io[name].shape[0]), True
+            case ["img_emb"]:
+                yield name, seen["image"], True
+            case ["blocks", layer, *part]:
+                path = "/".join(("blocks", layer, *(_PARTS[item] for item in part)))
+                yield name, rearrange(seen[path], "b t s d -> b (t s) d"), True
+
+
+def _video(x):
+    return rearrange(x, "b c f h w -> b f h w c")
+
+
+def _copy(x, batch):
+    return jnp.asarray(np.repeat(x, batch, 0))
+
+
+def _vae(folder, io, dtype, batch):
+    given = _read_config(folder)
+    cfg = VAEConfig(
+        dim=given["dim"],
+        multipliers=tuple(given["dim_mult"]),
+        num_res_blocks=given["num_res_blocks"],
+        temporal_downsample=tuple(given["temporal_downsample"]),
+        latent_channels=given["z_dim"],
+        latent_mean=tuple(given["latent_mean"]),
+        latent_std=tuple(given["latent_std"]),
+    )
+    params, kind = _params(folder, "vae", WorldConfig(vae=cfg), dtype), jnp.dtype(dtype)
+
+    def released(x):
+        return rearrange(x, "b t h w c -> b c t h w")
+
+    video, z = _copy(_video(io["video"]), batch), _copy(_video(io["z"]), batch)
+    yield "latents", released(jax.jit(lambda p, v: vae.encode(p, cfg, v, dtype=kind))(params, video)), True
+    frames = io["image_cond_latents"].shape[2]
+    encode = jax.jit(lambda p, image: vae.encode_image_condition(p, cfg, image, frames, dtype=kind))
+    yield "image_cond_latents", released(encode(params, video[:, 0])), True
+    yield "decoded", released(jax.jit(lambda p, z: vae.decode(p, cfg, z, dtype=kind))(params, z)), True
+    cache, position = vae.init_decoder_cache(cfg, batch, *z.shape[2:4], kind), 0
+    step = jax.jit(lambda p, z, first, cache: vae.decode_step(p, cfg, z, first, cache, dtype=kind), donate_argnums=3)
+    for index, length in enumerate(given["latent_chunks"]):
+        chunk = z[:, position : position + length]
+        frames, cache = step(params, chunk, jnp.full(batch, position == 0), cache)
+        absent = cfg.temporal_stride - 1 if position == 0 else 0
+        yield f"stream.chunk{index}", released(frames[:, absent:]), True
+        position += length
+
+
+def _taehv(folder, io, dtype, batch):
+    given = _read_config(folder)
+    cfg = TAEHVConfig(tuple(given["decoder_widths"]), given["encoder_width"], given["latent_channels"])
+    params, kind = _params(folder, "taehv", WorldConfig(taehv=cfg), dtype), jnp.dtype(dtype)
+
+    def released(x):
+        return rearrange(x, "b t h w c -> b t c h w")
+
+    video = _copy(rearrange(io["video_ntchw"], "b t c h w -> b t h w c"), batch)
+    z = _copy(rearrange(io["z_ntchw"], "b t c h w -> b t h w c"), batch)
+    encode = jax.jit(lambda p, v: taehv.encode(p, cfg, 2 * v - 1, dtype=kind))
+    yield "latents_ntchw", released(encode(params, video)), True
+    decode = jax.jit(lambda p, z: taehv.decode(p, cfg, z, dtype=kind))
+    yield "decoded_ntchw", released((decode(params, z) + 1) / 2), True
+
+
+def _clip(folder, io, dtype, batch):
+    given = _read_config(folder)
+    cfg = CLIPConfig(
+        image_size=given["image_size"],
+        patch=given["patch_size"],
+        dim=given["dim"],
+        num_heads=given["num_heads"],
+        num_layers=given["num_layers"],
+        mlp_ratio=given["mlp_ratio"],
+        output_dim=open_tensors(folder / "weights.safetensors").shape("visual.head")[1],
+    )
+    params = _params(folder, "clip", WorldConfig(clip=cfg), dtype)
+    image = _copy(rearrange(io["image"], "b c h w -> b h w c"), batch)
+    yield "preprocessed", rearrange(clip.preprocess(cfg, image), "b h w c -> b c h w"), True
+    yield "features", jax.jit(lambda p, i: clip.encode(p, cfg, i, dtype=jnp.dtype(dtype)))(params, image), True
+
+
+def _schedule(folder, io, dtype, batch):
+    shift = config.SamplerConfig().shift
+    yield "sigmas", schedule.sigmas(shift), True
+    yield "timesteps", schedule.NUM_TIMESTEPS * schedule.sigmas(shift), True
+    yield "training_weights", schedule.training_weights(shift), True
+    for name in sorted(name for name in io if name.startswith("warped_")):
+        steps = tuple(map(int, name.split("_")[1:]))
+        yield name, schedule.NUM_TIMESTEPS * schedule.step_sigmas(steps, shift), True
+
+
+def _names(tables: list[Path]) -> Iterator[Line]:
+    """Released tables of names and shapes: the error is the share of tensors that differ."""
+    for path in tables:
+        table = json.loads(path.read_text())
+        released = {name: tuple(shape) for name, shape in table.get("tensors", table).items()}
+        component = {"wan_vae": "vae", "clip_visual": "clip"}.get(path.stem, "dit")
+        cfg = convert.world_config_from_released(path.read_text()) if component == "dit" else WorldConfig()
+        ours = convert.released_shapes(component, cfg)
+        wrong = sum(released.get(name) != ours.get(name) for name in {*released, *ours})
+        yield Line(f"{path.stem}: {len(released)} names and shapes", wrong / len(released), TOLERANCE["float32"])
