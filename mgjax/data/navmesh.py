@@ -2,11 +2,10 @@
 
 The level is cut into square cells. A cell is walkable when a player (a box of 2 RADIUS, HEIGHT high) that stands at its
 centre touches no wall, no step higher than STEP above it and no obstacle. Neighbouring cells are joined where the step
-up is at most STEP and the gap under the ceilings at least HEIGHT; falling is allowed, so joints have a direction. What
-is kept is the largest part in which every cell can be reached from every other. Its cells are merged into rectangles
-inside which all joints go both ways, the mesh's polygons. A path is the shortest chain of rectangles under randomly
-stretched lengths, through a random point of each gate between two rectangles, then pulled straight where the way is
-free. Walls are known to half a cell.
+between them is at most STEP and the gap under the ceilings at least HEIGHT; one does not jump down. What is kept is the
+largest connected part. Its cells are merged into rectangles, the mesh's polygons. A path is the shortest chain of
+rectangles under randomly stretched lengths, through a random point of each gate between two rectangles, then pulled
+straight where the way is free. Walls are known to half a cell.
 
 Distances are engine units; the constants are Doom's.
 """
@@ -120,7 +119,7 @@ def free_distance(
     rows, cols = cells[..., 0], cells[..., 1]
     floor = mesh.floor[rows, cols]
     stop = ~mesh.walkable[rows, cols]
-    stop[1:] |= np.diff(floor, axis=0) > STEP
+    stop[1:] |= np.abs(np.diff(floor, axis=0)) > STEP
     stop[0] = False
     first = np.where(stop.any(0), stop.argmax(0), len(distances))
     return np.minimum(distances[np.maximum(first - 1, 0)], reach)
@@ -266,7 +265,8 @@ def _joints(walkable, floor, ceiling) -> dict[tuple[int, int], np.ndarray]:
     for dr, dc in (*_NEIGHBOURS, *((-r, -c) for r, c in _NEIGHBOURS)):
         there = padded[1 + dr : 1 + dr + rows, 1 + dc : 1 + dc + cols]
         gap = np.minimum(ceiling, shifted(ceiling, (dr, dc))) - np.maximum(floor, shifted(floor, (dr, dc)))
-        joints[dr, dc] = walkable & there & (gap >= HEIGHT) & (shifted(floor, (dr, dc)) - floor <= STEP)
+        step = np.abs(shifted(floor, (dr, dc)) - floor)
+        joints[dr, dc] = walkable & there & (gap >= HEIGHT) & (step <= STEP)
     for dr, dc in [step for step in joints if all(step)]:
         # Diagonally only where both ways around the corner are open.
         around = [joints[a] & shifted(joints[b], a) for a, b in (((dr, 0), (0, dc)), ((0, dc), (dr, 0)))]
@@ -275,12 +275,12 @@ def _joints(walkable, floor, ceiling) -> dict[tuple[int, int], np.ndarray]:
 
 
 def _largest_part(walkable, joints) -> tuple[np.ndarray, dict[tuple[int, int], np.ndarray]]:
-    """The largest part within which every cell reaches every other, and the joints inside it."""
+    """The largest connected part, and the joints inside it."""
     number = np.arange(walkable.size).reshape(walkable.shape)
     pairs = [(number[joint], number[joint] + dr * walkable.shape[1] + dc) for (dr, dc), joint in joints.items()]
     sources, targets = (np.concatenate(side) for side in zip(*pairs, strict=True))
     graph = sparse.coo_matrix((np.ones(len(sources)), (sources, targets)), shape=(walkable.size, walkable.size))
-    part = csgraph.connected_components(graph, connection="strong")[1].reshape(walkable.shape)
+    part = csgraph.connected_components(graph, directed=False)[1].reshape(walkable.shape)
     best = np.bincount(part[walkable]).argmax()
     inside = walkable & (part == best)
     kept = {}
@@ -291,8 +291,7 @@ def _largest_part(walkable, joints) -> tuple[np.ndarray, dict[tuple[int, int], n
 
 def _rectangles(walkable, joints) -> tuple[np.ndarray, np.ndarray]:
     """Each cell's rectangle [r, c] (-1: none), and the rectangles' first and last cells [n, 4] (row, col, row, col)."""
-    right = joints[0, 1] & np.roll(joints[0, -1], -1, 1)
-    down = joints[1, 0] & np.roll(joints[-1, 0], -1, 0)
+    right, down = joints[0, 1], joints[1, 0]
     owner = np.full(walkable.shape, -1)
     boxes = []
     for row, col in np.argwhere(walkable).tolist():

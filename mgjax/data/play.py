@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 import numpy as np
@@ -63,6 +64,18 @@ def measure(engine: Engine, agent: Agent, num_frames: int, num_episodes: int, se
         mouse_rest=float(np.mean(speed == 0)),
         mouse_jerks=float(np.mean(changes > 120.0)),
     )
+
+
+def query_times(mesh: navmesh.NavMesh, num: int, seed: int) -> Float[np.ndarray, " num"]:
+    """Milliseconds that each of `num` path queries between random places takes."""
+    rng = np.random.default_rng(seed)
+    times = np.zeros(num)
+    for i in range(num):
+        start, goal = navmesh.random_point(mesh, rng), navmesh.random_point(mesh, rng)
+        begun = time.perf_counter()
+        navmesh.find_path(mesh, start, goal, rng)
+        times[i] = 1e3 * (time.perf_counter() - begun)
+    return times
 
 
 def collisions(

@@ -16,6 +16,7 @@ AGENTS = {
     "random": "mgjax.data.agents.random:random_agent",
     "composite": "mgjax.data.agents.composite:composite_agent",
     "navigate": "mgjax.data.agents.navigate:navigate_agent",
+    "explore": "mgjax.data.agents.explore:explore_agent",
     "scripted": "mgjax.data.agents.scripted:scripted_agent",
 }
 

@@ -65,7 +65,7 @@ def foresee(
     keys: UInt8[np.ndarray, "n a"],
 ) -> Float[np.ndarray, "t n 2"]:
     """Where each row of keys leads, tic by tic, if nothing is in the way: held for a while, then let go."""
-    pushed, coasted = _response(motion)
+    pushed, coasted = response(motion)
     thrust = push(motion, keys, np.full(len(keys), yaw))
     start = np.asarray(velocity)[:2] / motion.tics_per_second
     return np.asarray(position)[:2] + coasted[:, None, None] * start + pushed[:, None, None] * thrust
@@ -113,7 +113,7 @@ def move_hand(
 
 
 @functools.cache
-def _response(motion: Motion) -> tuple[np.ndarray, np.ndarray]:
+def response(motion: Motion) -> tuple[np.ndarray, np.ndarray]:
     """Displacement after each tic per unit of thrust held for _PUSHED tics, and per unit of velocity at the start."""
     tics = np.arange(_PUSHED + _COASTED)
     coasted = (1.0 - motion.friction ** (tics + 1)) / (1.0 - motion.friction)

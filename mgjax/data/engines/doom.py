@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-def _screen(size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+def _screen(size: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
     """The screen to render and the part of it to keep, both (height, width), for frames of `size`.
 
     The part has the aspect of `size`, is at least as large and as near to it as there is.
@@ -100,26 +101,25 @@ class DoomEngine:
 
     def __init__(
         self,
-        size: tuple[int, int] = (96, 160),
+        size: Sequence[int] = (96, 160),
         fps: float = 17.5,
-        levels: tuple[str, ...] = (MAZE,),
+        levels: Sequence[str] = (MAZE,),
         fov: float = 90.0,
         vary: bool = True,
     ):
         if not 0 < fps <= TICS_PER_SECOND:
             raise InputError(f"fps {fps} is not above 0 and at most {TICS_PER_SECOND}, the tics of Doom")
+        levels = (levels,) if isinstance(levels, str) else tuple(levels)
         known = (MAZE, *(f"map{i:02d}" for i in range(1, 33)))
-        for level in levels:
-            if level not in known:
-                raise InputError(f"there is no level {level!r}; there are my_way_home and map01 to map32")
-        if not levels:
-            raise InputError("levels is empty")
-        self.size = (int(size[0]), int(size[1]))
+        unknown = [level for level in levels if level not in known]
+        if unknown or not levels:
+            raise InputError(f"levels {list(levels)} are not all among my_way_home and map01 to map32, or none")
+        self.size = tuple(map(int, size))
         self.fps = float(fps)
-        self.levels = tuple(levels)
+        self.levels = levels
         self.fov = float(fov)
         self.vary = vary
-        self.level = ""
+        self.level = levels[0]
         self._screen, self._part = _screen(self.size)
         self._folder = tempfile.TemporaryDirectory(prefix="mgjax-doom-")
         self._running = contextlib.ExitStack()
