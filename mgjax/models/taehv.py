@@ -6,6 +6,8 @@ a stream. These last inputs are the whole cache. Frames are in [-1, 1] here; the
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -13,6 +15,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from mgjax.config import TAEHVConfig
+from mgjax.models.vae import draw
 
 TEMPORAL_STRIDE = 4
 SPATIAL_STRIDE = 8
@@ -86,15 +89,19 @@ class Decoder(nn.Module):
         return _conv(3, nn.relu(x), "conv_out"), new
 
 
-def init(key: Array, cfg: TAEHVConfig) -> dict:
-    """Float32 parameters {"encoder", "decoder"} of the shapes that `mgjax.models.names.taehv_tensors` lists."""
-    encoder_key, decoder_key = jax.random.split(key)
+@partial(jax.jit, static_argnums=1)
+def init(key: Array, cfg: TAEHVConfig, dtype=jnp.float32) -> dict:
+    """Random parameters {"encoder", "decoder"} of the shapes that `mgjax.models.names.taehv_tensors` lists."""
     video = jnp.zeros((1, TEMPORAL_STRIDE, SPATIAL_STRIDE, SPATIAL_STRIDE, 3))
     latents, first = jnp.zeros((1, 1, 1, 1, cfg.latent_channels)), jnp.ones(1, bool)
-    return {
-        "encoder": Encoder(cfg).init(encoder_key, video, {}, first)["params"],
-        "decoder": Decoder(cfg).init(decoder_key, latents, {}, first)["params"],
-    }
+
+    def shapes():
+        return {
+            "encoder": Encoder(cfg).init(key, video, {}, first)["params"],
+            "decoder": Decoder(cfg).init(key, latents, {}, first)["params"],
+        }
+
+    return create(jax.eval_shape(shapes), key, dtype)
 
 
 def _empty_cache(module: nn.Module, shape: tuple[int, ...], dtype) -> Cache:

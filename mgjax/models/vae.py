@@ -13,11 +13,13 @@ Float32 islands: normalisation of the latents, RMS norms, the softmax of the att
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
@@ -244,16 +246,38 @@ class Decoder(nn.Module):
         return _hide(x, hidden(x)), new
 
 
-def init(key: Array, cfg: VAEConfig) -> dict:
-    """Float32 parameters {"encoder", "decoder"} of the shapes that `mgjax.models.names.vae_tensors` lists."""
-    encoder_key, decoder_key = jax.random.split(key)
+def draw(key: Array, shapes: dict) -> dict:
+    """Float32 parameters of the given shapes: kernels normal with variance 1 / fan-in, scales 1, biases 0.
+
+    All kernels are cut from one draw, because XLA compiles a draw for each of them for half a minute.
+    """
+    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
+    sizes = [leaf.size if path[-1].key == "kernel" else 0 for path, leaf in leaves]
+    numbers = jnp.split(jax.random.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1])
+
+    def one(path, leaf, normal):
+        if path[-1].key != "kernel":
+            return jnp.full(leaf.shape, path[-1].key == "scale", jnp.float32)
+        return normal.reshape(leaf.shape) * (leaf.size / leaf.shape[-1]) ** -0.5
+
+    return tree.unflatten([one(path, leaf, normal) for (path, leaf), normal in zip(leaves, numbers, strict=True)])
+
+
+@partial(jax.jit, static_argnums=1)
+def init(key: Array, cfg: VAEConfig, dtype=jnp.float32) -> dict:
+    """Random parameters {"encoder", "decoder"} of the shapes that `mgjax.models.names.vae_tensors` lists."""
     size = cfg.spatial_stride
     video = jnp.zeros((1, cfg.temporal_stride, size, size, 3))
     latent = jnp.zeros((1, 1, 1, 1, cfg.latent_channels))
-    return {
-        "encoder": Encoder(cfg, "cat2d").init(encoder_key, video, {}, False)["params"],
-        "decoder": Decoder(cfg, "cat2d").init(decoder_key, latent, {}, jnp.ones(1, bool))["params"],
-    }
+
+    def shapes():
+        encoder, decoder = Encoder(cfg, "cat2d"), Decoder(cfg, "cat2d")
+        return {
+            "encoder": encoder.init(key, video, {}, False)["params"],
+            "decoder": decoder.init(key, latent, {}, jnp.ones(1, bool))["params"],
+        }
+
+    return create(jax.eval_shape(shapes), key, dtype)
 
 
 def init_encoder_cache(cfg: VAEConfig, batch: int, height: int, width: int, dtype=jnp.float32) -> Cache:

@@ -240,3 +240,12 @@ def test_image_condition_settles_exactly_when_said(temporal, blocks):
     np.testing.assert_array_equal(condition[settled - 1], condition[settled])
     np.testing.assert_array_equal(condition[settled - 1], condition[settled + 1])
     assert (condition[settled - 2] != condition[settled - 1]).any()
+
+
+def test_init_keeps_activations_of_order_one():
+    """Variance 1 / fan-in everywhere: a fresh network neither dies nor explodes."""
+    params = vae.init(jax.random.key(0), SMALL)
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
+    frames = decode(params, SMALL, latents(1, 2, 6))
+    assert 0.05 < np.std(frames) < 1
+    assert not np.array_equal(frames, decode(vae.init(jax.random.key(1), SMALL), SMALL, latents(1, 2, 6)))
