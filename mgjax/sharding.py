@@ -25,6 +25,7 @@ from mgjax.train_config import MeshConfig
 
 AXES = ("data", "fsdp", "context", "tensor")
 BATCH = ("data", "fsdp")
+_AUTO = (AxisType.Auto,) * len(AXES)
 
 # First match wins. A row that begins with ... names an array's last axes: a stacked leaf needs no row of its own.
 RULES: tuple[tuple[str, tuple], ...] = (
@@ -50,9 +51,9 @@ def make_mesh(cfg: MeshConfig, devices: list | None = None) -> Mesh:
     if math.prod(sizes) != len(devices):
         shape = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
         raise InputError(f"the mesh {shape} does not fit {len(devices)} devices")
-    if len({device.process_index for device in devices}) == 1:
-        return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    if devices[0].platform == "tpu":  # whose links have a shape; elsewhere neighbours in the list are near
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=_AUTO, devices=devices)
+    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=_AUTO)
 
 
 def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

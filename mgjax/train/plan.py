@@ -1,0 +1,107 @@
+"""What a stage's step will need on a mesh, read from its compiled program; no array is ever made."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from mgjax import sharding
+from mgjax.train import flops
+from mgjax.train.loop import abstract_state, jit_step
+from mgjax.train.stage import Stage
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+_OPERATION = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:body|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+class Plan(NamedTuple):
+    """Of one step. Bytes are of one device."""
+
+    state: int  # parameters, optimisers, EMA, teacher, critic, streams; donated, so it exists once
+    batch: int
+    temporary: int
+    flops: float  # of all devices together
+    collectives: dict[str, tuple[int, int]]  # kind -> (calls, bytes that a device's results hold), loops counted
+
+    @property
+    def total(self) -> int:
+        return self.state + self.batch + self.temporary
+
+
+def plan(stage: Stage, batch: int, mesh: Mesh, pretrained: dict) -> Plan:
+    """Compiles the step of `stage` for `mesh` and reads its needs. `pretrained` are shapes."""
+    state = abstract_state(stage, mesh, pretrained)
+    layout = sharding.batch_sharding(mesh)
+    clips = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout), stage.batch_spec(batch)
+    )
+    compiled = jit_step(stage, mesh, state).lower(state, clips).compile()
+    memory = compiled.memory_analysis()
+    return Plan(
+        state=_shard_bytes(state),
+        batch=_shard_bytes(clips),
+        temporary=memory.temp_size_in_bytes + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
+        flops=flops.count(stage.step, state, clips),
+        collectives=count_collectives(compiled.as_text()),
+    )
+
+
+def _shard_bytes(tree) -> int:
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def count_collectives(hlo: str) -> dict[str, tuple[int, int]]:
+    """Calls and bytes of each kind of collective in a program's text; a loop counts as often as it is known to run.
+
+    The dearer branch of a conditional counts; a loop whose length is decided while it runs counts once.
+    """
+    own: dict[str, Counter] = {}
+    inner: dict[str, list[tuple[list[str], int]]] = {}
+    entry = current = ""
+    for line in hlo.splitlines():
+        if match := _COMPUTATION.match(line):
+            current = match[1]
+            entry = current if line.startswith("ENTRY") else entry
+            own[current], inner[current] = Counter(), []
+        elif not current:
+            continue
+        elif match := _OPERATION.search(line):
+            own[current][match[2], "calls"] += 1
+            own[current][match[2], "bytes"] += _bytes(match[1])
+        elif match := _BRANCHES.search(line):
+            inner[current].append(([name.strip().lstrip("%") for name in match[1].split(",")], 1))
+        else:
+            trips = _TRIPS.search(line)
+            inner[current].extend(([name], int(trips[1]) if trips else 1) for name in _CALLED.findall(line))
+    totals: dict[str, Counter] = {}
+
+    def total(name: str) -> Counter:
+        if name not in totals:
+            result = Counter(own.get(name, ()))
+            for names, times in inner.get(name, ()):
+                dearest = max(map(total, names), key=lambda counter: sum(counter.values()))
+                result.update({key: times * value for key, value in dearest.items()})
+            totals[name] = result
+        return totals[name]
+
+    found = total(entry)
+    return {kind: (found[kind, "calls"], found[kind, "bytes"]) for kind in COLLECTIVES if found[kind, "calls"]}
+
+
+def _bytes(shapes: str) -> int:
+    return sum(
+        _BYTES.get(kind, 4) * math.prod(int(size) for size in sizes.split(",") if size)
+        for kind, sizes in _ARRAY.findall(shapes)
+    )
