@@ -3,11 +3,12 @@
 Frames on which nothing is pressed agree whatever the annotation says, so each test counts only frames that could show
 it wrong, and the agreement of a dataset is that of its worst test:
 
-    turning     the mouse or the camera moves: is the camera at k + 1 the one at k turned by mouse row k? changing
-    the mouse differs from the row before: the same question, which rows shifted by a frame cannot pass moving      a
-    key has been pushing and the camera moves: does it move the way it is pushed? re-rendered a key or the mouse led
-    to the frame, and the engine is here: does the engine, started from the clip's seed
-                and fed its rows, show this very picture from this very pose?
+    turning     the mouse or the camera moves: is the camera at k + 1 the one at k turned by mouse row k?
+    changing    the mouse or the camera's turn differs from the frame before: the same question. Rows shifted by a frame
+                answer it wrongly at least half of the time, even where the mouse mostly rests or turns evenly.
+    moving      a key has been pushing and the camera moves: does it move the way it is pushed?
+    re-rendered a key or the mouse led to the frame, and the engine is here: does the engine, started from the clip's
+                seed and fed its rows, show this very picture from this very pose?
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ def judge(clip: Clip, schema: Schema, cfg: CheckConfig) -> dict[str, tuple[np.nd
     error = kinematics.turn_errors(clip, schema)
     known = np.isfinite(error)
     close = known & (error <= cfg.turn)
-    changes = np.abs(np.diff(clip.mouse, axis=0, prepend=clip.mouse[:1])).max(axis=1)[:-1] > cfg.turn
+    turns = np.concatenate([clip.mouse[:-1], kinematics.turns(clip.rotation)], axis=1)
+    changes = np.abs(np.diff(turns, axis=0, prepend=turns[:1])).max(axis=1) > cfg.turn
     cosine = kinematics.move_agreement(clip, schema)
     return {
         "turning": (known & kinematics.turned(clip, cfg.turn), close),

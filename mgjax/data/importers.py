@@ -33,7 +33,7 @@ import av
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from mgjax.data import camera, codec, schema
+from mgjax.data import camera, codec, kinematics, schema
 from mgjax.data.schema import Schema
 from mgjax.data.store import Writer, clip_name
 from mgjax.data.types import Clip
@@ -195,18 +195,11 @@ def _pose_rows(rows: list[_Row], keys: Sequence[str]) -> Track:
     if {"mouse_pitch", "mouse_yaw"} <= columns:
         mouse = [[row.known("mouse_pitch"), row.known("mouse_yaw")] for row in rows]
     elif rotation is not None and np.isfinite(rotation).all():
-        mouse = _mouse_of(rotation)
+        mouse = np.append(kinematics.turns(rotation), np.zeros((1, 2)), axis=0)
     else:
         raise rows[0].wrong("there are neither mouse_pitch and mouse_yaw nor the camera's pose")
     keyboard = [[row.choice(key, 2) for key in keys] for row in rows]
     return _stack(rows, keyboard, mouse, position, rotation, velocity)
-
-
-def _mouse_of(rotation: Float[np.ndarray, "f 4"]) -> Float[np.ndarray, "f 2"]:
-    """The mouse deltas that turn each camera into the next one; the last frame's are 0."""
-    yaw, pitch = camera.to_yaw_pitch(rotation)
-    turn = (np.diff(yaw, append=yaw[-1:]) + 180.0) % 360.0 - 180.0
-    return np.stack([np.diff(pitch, append=pitch[-1:]), turn], axis=1)
 
 
 def _paper_keys(rows: list[_Row]) -> tuple[str, ...]:

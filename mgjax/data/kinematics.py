@@ -24,6 +24,12 @@ def turn_errors(clip: Clip, schema: Schema) -> Float[np.ndarray, " pairs"]:
     return camera.angle_between(predicted, clip.rotation[1:])
 
 
+def turns(rotation: Float[np.ndarray, "f 4"]) -> Float[np.ndarray, "pairs 2"]:
+    """Degrees of (pitch, yaw) from each camera to the next, up and right positive."""
+    yaw, pitch = camera.to_yaw_pitch(rotation)
+    return np.stack([np.diff(pitch), (np.diff(yaw) + 180.0) % 360.0 - 180.0], axis=1)
+
+
 def turned(clip: Clip, tolerance: float) -> Bool[np.ndarray, " pairs"]:
     """Pairs in which the mouse moved or the camera turned by more than `tolerance` degrees."""
     angle = camera.angle_between(clip.rotation[:-1], clip.rotation[1:])

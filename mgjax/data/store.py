@@ -262,7 +262,7 @@ class Writer:
         self._single = []
 
     def _orphans(self) -> list[str]:
-        """Shards of a writer that was killed before their index: an unfinished clip, or a merge of clips still there."""
+        """Shards without an index: of a clip that was not finished, or of a merge whose clips are still there."""
         keys = {key.decode() for key in self._store.list(_SHARDS).result()}
         names = [key[len("shards/") : -len(".clips")] for key in keys if key.endswith(".clips")]
         orphans = [name for name in names if f"shards/{name}.json" not in keys]

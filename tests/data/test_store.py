@@ -134,10 +134,9 @@ def test_bad_places_and_second_writers_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
         Writer(tmp_path / "file", schema())
-    with Writer(tmp_path / "set", schema()):
-        with pytest.raises(InputError, match="another process is writing"):
-            Writer(tmp_path / "set", schema())
-    with pytest.raises(InputError, match="fps is 10.0 there and 12.0 here"):
+    with Writer(tmp_path / "set", schema()), pytest.raises(InputError, match="another process is writing"):
+        Writer(tmp_path / "set", schema())
+    with pytest.raises(InputError, match=r"fps is 10.0 there and 12.0 here"):
         Writer(tmp_path / "set", schema(fps=12.0))
     with Writer(tmp_path / "set", schema()):  # the refused one has let go
         pass
