@@ -5,6 +5,9 @@ over the navigation mesh and how often it has been where they lead. It chooses o
 (`mgjax.data.agents.steering`) strike out those that run into a wall, and a turn, which the hand carries out. Between
 decisions the rules replace a move that has become unsafe by the nearest safe one.
 
+The weights beside this file come from (5 minutes on two cores):
+    mgjax agents --train explore.npz --engine-option 'levels=["my_way_home","map01","map02","map07"]'
+
 `senses` and `policy` take the array library as their first argument: JAX trains, NumPy plays.
 """
 
