@@ -23,6 +23,7 @@ from mgjax.data import filters
 from mgjax.data.schema import Schema
 from mgjax.data.store import DamagedClip, Dataset
 from mgjax.data.types import Clip
+from mgjax.errors import InputError
 from mgjax.io.files import atomic_path
 from mgjax.io.overlay import draw_controls
 from mgjax.io.video import VideoWriter
@@ -43,7 +44,11 @@ class _Rows(NamedTuple):
 
 
 def write_page(dataset: Dataset, out: str | os.PathLike, num_clips: int = 6) -> None:
-    """Writes the page about `dataset` to the file `out`, with `num_clips` sample clips."""
+    """Writes the page about `dataset` to the file `out`, with `num_clips` sample clips.
+
+    Raises:
+      InputError: no clip can be read, or `out` cannot be written.
+    """
     damage = list(dataset.damaged)
     samples = []
     for i in _spread(len(dataset), num_clips):
@@ -53,9 +58,12 @@ def write_page(dataset: Dataset, out: str | os.PathLike, num_clips: int = 6) -> 
             damage.append(str(error))
     counted = _spread(len(dataset), STATISTICS_CLIPS)
     rows = _read_rows(dataset, counted)
+    if not rows.mouse:
+        raise InputError(f"{dataset.path} has no clip that can be read")
     frames = sum(entry.frames for entry in dataset.clips)
     schema = dataset.schema
-    mouse_step = _quantile(np.abs(np.concatenate(rows.mouse)), 0.98) if rows.mouse else 1.0
+    keyboard, mouse, speed = map(np.concatenate, (rows.keyboard, rows.mouse, rows.speed))
+    mouse_step = float(np.quantile(np.abs(mouse), 0.98)) or 1.0
     marked = Counter()
     for entry in dataset.clips:
         marked.update(entry.info.get("marks", {}))
@@ -69,12 +77,12 @@ def write_page(dataset: Dataset, out: str | os.PathLike, num_clips: int = 6) -> 
         damage=_damage(damage),
         clips="".join(_figure(name, clip, schema, mouse_step) for name, clip in samples),
         sampled=f"Counted over {len(rows.mouse):,} of {len(dataset):,} clips.",
-        keys=_bars({c: float(_all(rows.keyboard)[:, i].mean()) for i, c in enumerate(schema.keyboard)}, percent=True),
-        combinations=_bars(_combinations(rows.keyboard, schema.keyboard), percent=True),
+        keys=_bars(dict(zip(schema.keyboard, keyboard.mean(axis=0).tolist(), strict=True)), percent=True),
+        combinations=_bars(_combinations(keyboard, schema.keyboard), percent=True),
         holds=_holds(rows.keyboard),
-        yaw=_histogram(_all(rows.mouse)[:, 1], symmetric=True, root=True, unit="°"),
-        pitch=_histogram(_all(rows.mouse)[:, 0], symmetric=True, root=True, unit="°"),
-        speed=_histogram(_all(rows.speed), kind="second"),
+        yaw=_histogram(mouse[:, 1], symmetric=True, root=True, unit="°"),
+        pitch=_histogram(mouse[:, 0], symmetric=True, root=True, unit="°"),
+        speed=_histogram(speed, kind="second"),
         map=picture,
         map_text=html.escape(map_text),
         dropped=_bars({name: dropped.get(name, 0) for name in filters.NAMES}, kind="bad"),
@@ -103,20 +111,12 @@ def _read_rows(dataset: Dataset, indices: Sequence[int]) -> _Rows:
     return rows
 
 
-def _all(parts: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.zeros((0, 2))
-
-
-def _quantile(values: np.ndarray, share: float) -> float:
-    return float(np.quantile(values, share)) or 1.0
-
-
 def _summary(dataset: Dataset) -> str:
     sources = Counter(str(entry.info.get("recording", "unknown")) for entry in dataset.clips)
     told = ", ".join(f"{name} ({count:,} clips)" for name, count in sources.most_common(4))
     schema = dataset.schema
     keys = ", ".join(schema.keyboard)
-    return f"Recorded by {told or 'nobody yet'}. Keys: {keys}; one unit of a model's mouse is {schema.mouse_scale:g}°."
+    return f"Recorded by {told}. Keys: {keys}; one unit of a model's mouse is {schema.mouse_scale:g}°."
 
 
 def _facts(dataset: Dataset, frames: int) -> str:
@@ -209,15 +209,12 @@ def _runs(held: np.ndarray) -> list[tuple[int, int]]:
 # --- Charts -----------------------------------------------------------------------------------------------------------
 
 
-def _combinations(keyboard: list[np.ndarray], columns: Sequence[str]) -> dict[str, float]:
+def _combinations(keyboard: np.ndarray, columns: Sequence[str]) -> dict[str, float]:
     """Shares of the most frequent sets of keys that are held together."""
-    rows = _all(keyboard)
-    if not len(rows):
-        return {}
-    sets, counts = np.unique(rows > 0, axis=0, return_counts=True)
+    sets, counts = np.unique(keyboard > 0, axis=0, return_counts=True)
     order = np.argsort(-counts)[:8]
     names = [" + ".join(c for c, held in zip(columns, keys, strict=True) if held) or "none" for keys in sets[order]]
-    return {name: float(count) / len(rows) for name, count in zip(names, counts[order], strict=True)}
+    return {name: float(count) / len(keyboard) for name, count in zip(names, counts[order], strict=True)}
 
 
 def _bars(values: Mapping[str, float], *, percent: bool = False, kind: str = "", total: int | None = None) -> str:
@@ -290,7 +287,7 @@ def _columns(
 
 def _map(rows: _Rows, samples: list[Clip]) -> tuple[str, str]:
     """Visits from above as a picture, the ways of the sample clips on it, and a sentence about both."""
-    points = _all([p[:, :2] for p in rows.position])
+    points = np.concatenate(rows.position)[:, :2]
     points = points[np.isfinite(points).all(axis=1)]
     if not len(points):
         return "<p>no positions are recorded</p>", "The camera's positions are not known."
