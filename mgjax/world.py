@@ -54,7 +54,7 @@ class World(NamedTuple):
     cfg: WorldConfig
     settings: Settings
     init: Callable[[PRNGKeyArray], dict]
-    """key -> random float32 parameters."""
+    """key -> random parameters in the compute dtype."""
     encode: Callable[..., ImageCondition]
     """(params, image [b h w 3] in [-1, 1], horizon=None) -> condition. Frames past `horizon` latent frames, if given, are not
     exact: a stream that is known to be short saves the time."""
@@ -87,10 +87,10 @@ def build(cfg: WorldConfig, settings: Settings = Settings()) -> World:  # noqa: 
     def init(key: PRNGKeyArray) -> dict:
         keys = jax.random.split(key, 4)
         return {
-            "dit": dit.init(keys[0], cfg.dit),
-            "vae": vae.init(keys[1], cfg.vae),
-            "taehv": taehv.init(keys[2], cfg.taehv),
-            "clip": clip.init(keys[3], cfg.clip),
+            "dit": dit.init(keys[0], cfg.dit, dtype),
+            "vae": vae.init(keys[1], cfg.vae, dtype),
+            "taehv": taehv.init(keys[2], cfg.taehv, dtype),
+            "clip": clip.init(keys[3], cfg.clip, dtype),
         }
 
     def encode(params: dict, image: Float[Array, "b h w 3"], horizon: int | None = None) -> ImageCondition:

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from mgjax.config import CLIPConfig
+from mgjax.models.layers import create
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -92,9 +93,10 @@ class Tower(nn.Module):
         return self.post_norm(x[:, 0]) @ self.head
 
 
-def init(key: Array, cfg: CLIPConfig) -> dict:
-    """Float32 parameters of the shapes that `mgjax.models.names.clip_tensors` lists."""
-    return Tower(cfg).init(key, jnp.zeros((1, cfg.image_size, cfg.image_size, 3)))["params"]
+def init(key: Array, cfg: CLIPConfig, dtype=jnp.float32) -> dict:
+    """Random parameters of the shapes that `mgjax.models.names.clip_tensors` lists."""
+    image = jnp.zeros((1, cfg.image_size, cfg.image_size, 3))
+    return create(jax.eval_shape(Tower(cfg).init, key, image)["params"], key, dtype)
 
 
 def encode(

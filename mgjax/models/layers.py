@@ -37,27 +37,57 @@ class JoinDense(nn.Module):
 
 
 def create(shapes: dict, key: PRNGKeyArray, dtype=jnp.float32, zero: str = "(?!)") -> dict:
-    """Random parameters of the given shapes, leaf by leaf, so that neither one large program nor a float32 copy is made.
+    """Random parameters of the given shapes, leaf by leaf, so that no float32 copy of a large model is made.
 
     By the leaf's name: `bias` zeros; `scale` and `gamma` ones; `kernel` normal with variance 1 / fan-in (its axes but the
     last); others normal with variance 1 / (last axis). Leaves whose path matches the regex `zero` are zeros: released
     networks start with the outputs of their heads and action modules at zero.
     """
-    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
+    take = _normals(key)
 
-    def leaf(path, shape, key):
-        name = path[-1].key
+    def leaf(path, shape):
+        name, shape = path[-1].key, shape.shape
         if name == "bias" or re.search(zero, jax.tree_util.keystr(path, simple=True, separator="/")):
-            return jnp.zeros(shape.shape, dtype)
+            return jnp.zeros(shape, dtype)
         if name in ("scale", "gamma") or name.startswith("unused"):
-            return jnp.ones(shape.shape, dtype)
-        fan = math.prod(shape.shape[:-1]) if name == "kernel" else shape.shape[-1]
-        return _normal(key, shape.shape, fan**-0.5, dtype)
+            return jnp.ones(shape, dtype)
+        fan = math.prod(shape[:-1]) if name == "kernel" else shape[-1]
+        return take(shape, fan**-0.5, dtype)
 
-    keys = jax.random.split(key, len(leaves))
-    return tree.unflatten(leaf(path, shape, key) for (path, shape), key in zip(leaves, keys, strict=True))
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
-@partial(jax.jit, static_argnums=(1, 3))
-def _normal(key, shape, scale, dtype):
-    return (scale * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
+def _normals(key: PRNGKeyArray):
+    """take(shape, scale, dtype): the next numbers of an endless row of normal ones, drawn in blocks of one size. XLA compiles
+    one draw and one cut a shape; a draw for every leaf would take it half a minute for a model."""
+    block, offset, count = None, _BLOCK, 0
+
+    def draw():
+        nonlocal count
+        count += 1
+        return _draw(jax.random.fold_in(key, count))
+
+    def take(shape, scale, dtype):
+        nonlocal block, offset
+        size = math.prod(shape)
+        if size > _BLOCK:
+            return _cut(jnp.concatenate([draw() for _ in range(-(-size // _BLOCK))]), 0, scale, shape, dtype)
+        if offset + size > _BLOCK:
+            block, offset = draw(), 0
+        offset += size
+        return _cut(block, offset - size, scale, shape, dtype)
+
+    return take
+
+
+_BLOCK = 2**20
+
+
+@jax.jit
+def _draw(key):
+    return jax.random.normal(key, (_BLOCK,), jnp.float32)
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _cut(row, offset, scale, shape, dtype):
+    return (scale * jax.lax.dynamic_slice_in_dim(row, offset, math.prod(shape))).astype(dtype).reshape(shape)
