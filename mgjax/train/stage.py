@@ -1,8 +1,8 @@
 """What a training stage is: the border between the mathematics of a stage and the loop that runs it.
 
-A stage is pure functions. All that it remembers is in its state, a pytree that the loop shards by the paths of its leaves,
-donates, saves and restores; all that is random follows from the state's root key and step, so a resumed run draws what an
-uninterrupted one would have drawn, on any number of devices.
+A stage is pure functions. All that it remembers is in its state, a pytree that the loop shards by the paths of its
+leaves, donates, saves and restores; all that is random follows from the state's root key and step, so a resumed run
+draws what an uninterrupted one would have drawn, on any number of devices.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,8 @@ Metrics = dict[str, Float[Array, ""]]
 class TrainState(NamedTuple):
     """Everything a stage carries from step to step; a stage leaves what it has no use for at None, which has no leaves.
 
-    DiT parameters are stacked (`mgjax.models.dit.stack`): "blocks/action/..." and "blocks/plain/..." have a leading layer axis.
+    DiT parameters are stacked (`mgjax.models.dit.stack`): the leaves of "blocks/action" and "blocks/plain" have a
+    leading layer axis.
     """
 
     step: Int[Array, ""]  # int32, steps done
@@ -51,27 +52,32 @@ class VideoBatch(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """One stage of the ladder; every function but `init` is pure and meant to be jitted, `step` with its state donated."""
+    """One stage of the ladder; its functions are pure and meant to be jitted, `step` with its state donated."""
 
     name: str
     init: Callable[[Array, dict], TrainState]
-    """(key, pretrained) -> state. `pretrained` maps names to parameters as streams hold them (DiT blocks not stacked): "dit" is what
-    training starts from (absent: random), "teacher" the foundation model where a stage distils one, "vae" of the VAE stage."""
+    """(key, pretrained) -> state. `pretrained` maps names to parameters as streams hold them (DiT blocks not stacked):
+    "dit" is what training starts from (absent: random), "teacher" the foundation model where a stage distils one,
+    "vae"."""
     step: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
     """(state, batch) -> (state, metrics): scalars, among them "loss" and "grad_norm"."""
     batch_spec: Callable[[int], Any]
-    """batch size -> the batch as ShapeDtypeStructs."""
+    """batch size -> what `step` takes (what `prepare` takes, where there is one) as ShapeDtypeStructs."""
     evaluate: Callable[[TrainState, Any], Metrics]
-    """(state, held-out batch) -> metrics, such as the loss by noise level. Draws from a fixed key: comparable from step to step."""
+    """(state, held-out batch) -> metrics, such as the loss by noise level. Draws from a fixed key: comparable over
+    time."""
     export: Callable[[TrainState], dict]
-    """state -> {"dit": parameters as streams hold them} (or {"vae": ...}): the EMA where there is one, LoRA merged. It is the next
-    stage's `pretrained`."""
+    """state -> {"dit": parameters as streams hold them} (or {"vae": ...}): the EMA where there is one, LoRA merged. It
+    is the next stage's `pretrained`."""
+    prepare: Callable[[dict, ClipBatch, Array], Any] | None = None
+    """(pretrained, clips, key) -> the batch that `step` takes, where that is not clips: the ODE pairs of a frozen
+    model."""
 
 
 ROLES = ("noise", "level", "dropout", "exit", "rollout", "score", "critic_rollout", "critic_score", "critic_exit")
 
 
 def fold(state: TrainState, role: str) -> Array:
-    """The key of one `role` (of ROLES) in the current step: the same on every device and host, and after every resume."""
+    """The key of one `role` (of ROLES) in the current step: the same on every host, and after every resume."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     return jax.random.fold_in(key, ROLES.index(role))
