@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
 
 from mgjax.errors import InputError
+from mgjax.ops.layout import BATCH, fit
 from mgjax.train_config import MeshConfig
 
 AXES = ("data", "fsdp", "context", "tensor")
-BATCH = ("data", "fsdp")
 _AUTO = (AxisType.Auto,) * len(AXES)
 
 # First match wins. A row that begins with ... names an array's last axes: a stacked leaf needs no row of its own.
@@ -57,17 +55,15 @@ def make_mesh(cfg: MeshConfig, devices: list | None = None) -> Mesh:
 
 
 def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """The first rule whose regex is found in `path`; an axis that does not divide its dimension is left out."""
+    """The first rule whose regex is found in `path`; axes that do not divide their dimension are left out."""
     entries = next(entries for pattern, entries in RULES if re.search(pattern, path))
     if entries[:1] == (...,):
         entries = (None,) * (len(shape) - len(entries) + 1) + entries[1:]
     if len(entries) > len(shape):
         return PartitionSpec()
+    sizes = zip(entries, shape, strict=False)
     return PartitionSpec(
-        *(
-            axes if axes and size % math.prod(mesh.shape[axis] for axis in np.atleast_1d(axes)) == 0 else None
-            for axes, size in zip(entries, shape, strict=False)
-        )
+        *(fit(axes if isinstance(axes, tuple) else (axes,), size, mesh) if axes else None for axes, size in sizes)
     )
 
 
@@ -92,9 +88,3 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def with_shardings(tree: Any, shardings: Any) -> Any:
     """ShapeDtypeStructs of `tree` that carry their shardings: what to restore into, or to compile for."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
-
-
-def pin_tokens(mesh: Mesh) -> Callable[[Array], Array]:
-    """Keeps tokens [b, t, s, d] split over the batch and, within each frame, over `context`."""
-    sharding = NamedSharding(mesh, PartitionSpec(BATCH, None, "context", None))
-    return lambda x: jax.lax.with_sharding_constraint(x, sharding)

@@ -18,6 +18,7 @@ from mgjax.models.action import ActionInjection
 from mgjax.models.cache import KV, BlockKV
 from mgjax.models.context import Context, Sight, held, with_past
 from mgjax.models.layers import Norm
+from mgjax.ops import layout
 from mgjax.ops.attention import Implementation, attention, by_frames
 from mgjax.ops.norms import layer_norm, rms_norm
 from mgjax.ops.rope import Turn, rotate
@@ -46,7 +47,7 @@ class Attention(nn.Module):
         return KV(k if turn is None else rotate(k, turn), self._heads(self.v(x)))
 
     def attend(self, q: Float[Array, "b t s k e"], kv: KV, sight: Sight = Sight()) -> Float[Array, "b t s d"]:  # noqa: B008
-        kv, length = held(kv, sight), None
+        q, kv, length = layout.heads(q), KV(*map(layout.heads, held(kv, sight))), None
         if sight.past is not None:
             kv = with_past(kv, sight.past.tokens)
             length = (q.shape[1] + sight.filled) * q.shape[2]
@@ -105,6 +106,8 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = (
             part[:, :, None] for part in jnp.moveaxis(self.modulation.astype(jnp.float32) + e0, 2, 0)
         )
+
+        x = layout.tokens(x)
 
         def modulated(x, shift, scale):
             return (layer_norm(x.astype(jnp.float32), cfg.eps) * (1 + scale) + shift).astype(self.dtype)

@@ -7,7 +7,6 @@ A stream calls `prepare_image` once, `prepare` once a chunk, `denoise` once a st
 Reading the cache (denoise) and writing it (commit) are different functions. Training calls `forward`.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -277,13 +276,11 @@ def forward(
     dtype,
     implementation: Implementation = "xla",
     detached: int = 0,
-    pin: Callable[[Array], Array] = lambda tokens: tokens,
 ) -> Float[Array, "b t h w c"]:
     """Velocity of whole sequences, float32, from stacked parameters: a scan over each group with every block rematerialised.
 
     `mask` [t, u] says which latent frames a frame sees; None lets every frame see every frame (the foundation model).
     No gradient flows through the keys and values of the first `detached` frames.
-    `pin` says how the tokens [b, t, s, d] that enter a block lie on the devices.
     """
     e, e0 = TimeEmbedding(cfg, dtype).apply({"params": params["time"]}, timestep)
     tokens = image_tokens(params, cfg, features, dtype)
@@ -294,7 +291,7 @@ def forward(
         @jax.checkpoint
         def layer(x, variables, block=block):
             image = block.apply({"params": variables}, tokens, method="image_kv")
-            x, _ = block.apply({"params": variables}, pin(x), e0, image, context, Sight(mask=mask, detached=detached))
+            x, _ = block.apply({"params": variables}, x, e0, image, context, Sight(mask=mask, detached=detached))
             return x, None
 
         x, _ = jax.lax.scan(layer, x, group)

@@ -72,6 +72,11 @@ def run(job: Job, cfg: RunConfig, folder: Path, *, resume: bool) -> Result:
     checkpoints = Checkpoints(folder / "checkpoints", cfg.keep)
     if not resume and checkpoints.steps():
         raise InputError(f"{folder} holds a run already: continue it with --resume, or choose another --out")
+    with jax.set_mesh(job.mesh):
+        return _run(job, cfg, folder, checkpoints)
+
+
+def _run(job: Job, cfg: RunConfig, folder: Path, checkpoints: Checkpoints) -> Result:
     layout = sharding.batch_sharding(job.mesh)
     feed = job.feed(local_rows(layout, job.batch), job.batch)
     state, nonfinite = _begin(job, checkpoints, feed)

@@ -47,7 +47,8 @@ def plan(stage: Stage, batch: int, mesh: Mesh, pretrained: dict) -> Plan:
     clips = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout), stage.batch_spec(batch)
     )
-    compiled = jit_step(stage, mesh, state).lower(state, clips).compile()
+    with jax.set_mesh(mesh):
+        compiled = jit_step(stage, mesh, state).lower(state, clips).compile()
     memory = compiled.memory_analysis()
     return Plan(
         state=_shard_bytes(state),

@@ -16,7 +16,6 @@ WIDTH, BATCH, SEED = 16, 16, 7
 def stage():
     import jax
     import jax.numpy as jnp
-    import optax
 
     from mgjax.train.optim import make_optimizer, start_ema, update, update_ema
     from mgjax.train.stage import Stage, TrainState, fold
