@@ -23,7 +23,7 @@ from jaxtyping import Float, UInt8
 
 from mgjax.config import WorldConfig
 from mgjax.data import schema
-from mgjax.data.store import DamagedClip, Dataset
+from mgjax.data.store import DamagedClip, Dataset, is_local
 from mgjax.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -184,6 +184,8 @@ class Speed(NamedTuple):
 
 def bench(folder: str | os.PathLike, length: int, batch: int, workers: int, threads: int, seconds: float) -> Speed:
     """Windows a second of the loader, and of plain reading, each measured for about `seconds` after a first batch."""
+    if not is_local(folder):
+        raise InputError(f"{folder} is no local folder, whose files could be read plainly for comparison")
     clips = Clips([folder], length, None)
     order = np.random.default_rng(0).permutation(len(clips))
 

@@ -11,7 +11,8 @@ index names is there. A clip is found by name in the indexes and read by one ran
 A clip whose bytes do not fit their checksum is named by `DamagedClip`, and an index that cannot be read by
 `Dataset.damaged`; all other clips stay usable. Appending is adding shards; one process at a time may write.
 
-Paths with a scheme go to tensorstore as they are (`gs://bucket/set`, `s3://bucket/set`); others are local folders.
+Paths with a scheme go to tensorstore as they are (`gs://bucket/set`, `s3://bucket/set`), and so does a JSON
+specification of one of its key-value stores, for endpoints and credentials of one's own; others are local folders.
 """
 
 from __future__ import annotations
@@ -63,9 +64,17 @@ def clip_name(text: str) -> str:
     return name if name == text else f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
+def is_local(path: str | os.PathLike) -> bool:
+    """Whether a dataset's path is a folder of this machine."""
+    return "://" not in str(path) and not str(path).startswith("{")
+
+
 def _open(path: str | os.PathLike) -> ts.KvStore:
     path = str(path)
     try:
+        if path.startswith("{"):
+            spec = json.loads(path)
+            return ts.KvStore.open({**spec, "path": str(spec.get("path", "")).rstrip("/") + "/"}).result()
         if "://" in path:
             return ts.KvStore.open(path.rstrip("/") + "/").result()
         return ts.KvStore.open({"driver": "file", "path": os.path.abspath(path) + "/"}).result()
@@ -194,7 +203,7 @@ class Writer:
     def __init__(self, path: str | os.PathLike, new_schema: Schema, shard_bytes: int = SHARD_BYTES):
         self.path = str(path)
         self._shard_bytes = shard_bytes
-        self._lock = _lock(path) if "://" not in self.path else None
+        self._lock = _lock(path) if is_local(path) else None
         try:
             self._store = _open(path)
             self._fit_schema(new_schema)

@@ -126,6 +126,19 @@ def test_a_damaged_index_is_named_and_the_other_shards_stay(tmp_path):
     assert [entry.name for entry in Dataset(tmp_path).clips] == ["c0", "c1", "c2"]
 
 
+def test_any_key_value_store_of_tensorstore_holds_a_dataset(tmp_path):
+    place = json.dumps({"driver": "ocdbt", "base": f"file://{tmp_path}/db/", "path": "sets/one"})
+    written = small_dataset(place, clips=5, shard_bytes=40_000)
+    with Writer(place, schema()) as writer:
+        writer.add("later", written.read_bytes(0), 24, {})
+    dataset = Dataset(place)
+    assert [entry.name for entry in dataset.clips][-1] == "later"
+    assert dataset.read_bytes(5) == dataset.read_bytes(0)
+    np.testing.assert_array_equal(dataset.read(3).frames, play(random_rows(24, 3), seed=3).frames)
+    with pytest.raises(InputError, match="cannot be opened"):
+        Dataset('{"driver": ')
+
+
 def test_bad_places_and_second_writers_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"no dataset"):
         Dataset(tmp_path / "nothing")
