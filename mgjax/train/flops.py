@@ -40,6 +40,12 @@ def _jaxpr(jaxpr) -> float:
     return sum(_equation(equation) for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns)
 
 
+def _attention(equation) -> float:
+    """Operations of one product in cuDNN's attention kernel, which has two of them forward and five backward."""
+    batch, queries, heads, width = equation.invars[0].aval.shape
+    return 2.0 * batch * queries * heads * width * equation.invars[1].aval.shape[1]
+
+
 def _equation(equation) -> float:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
@@ -50,6 +56,10 @@ def _equation(equation) -> float:
         kernel = equation.invars[1].aval
         outputs = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
         return 2.0 * equation.outvars[0].aval.size * kernel.size / outputs
+    if name.startswith("dot_product_attention_fwd") and "jaxpr" not in params:
+        return 2 * _attention(equation)
+    if name.startswith("dot_product_attention_bwd"):
+        return 5 * _attention(equation)
     if name == "cond":
         return max(map(_jaxpr, params["branches"]))
     inner = [value for value in params.values() if hasattr(value, "eqns") or hasattr(value, "jaxpr")]

@@ -72,11 +72,6 @@ def run(job: Job, cfg: RunConfig, folder: Path, *, resume: bool) -> Result:
     checkpoints = Checkpoints(folder / "checkpoints", cfg.keep)
     if not resume and checkpoints.steps():
         raise InputError(f"{folder} holds a run already: continue it with --resume, or choose another --out")
-    with jax.set_mesh(job.mesh):
-        return _run(job, cfg, folder, checkpoints)
-
-
-def _run(job: Job, cfg: RunConfig, folder: Path, checkpoints: Checkpoints) -> Result:
     layout = sharding.batch_sharding(job.mesh)
     feed = job.feed(local_rows(layout, job.batch), job.batch)
     state, nonfinite = _begin(job, checkpoints, feed)
@@ -87,7 +82,8 @@ def _run(job: Job, cfg: RunConfig, folder: Path, checkpoints: Checkpoints) -> Re
         watch = _Watch(job, cfg, folder, log, nonfinite, _work(job, state))
         for step in range(start + 1, job.steps + 1):
             rows = next(feed)
-            state, metrics = step_program(state, place(rows, layout, job.batch))
+            with jax.set_mesh(job.mesh):
+                state, metrics = step_program(state, place(rows, layout, job.batch))
             watch.saw(step, metrics, rows)
             last, leave = step == job.steps, stop.wanted(step)
             if leave or _due(step, cfg.save_every, last):
@@ -171,7 +167,8 @@ def _evaluator(job: Job) -> Callable[[TrainState], dict] | None:
     def evaluate(state):
         if not held_out:
             held_out.append(place(job.held_out(local_rows(layout, job.batch), job.batch), layout, job.batch))
-        return program(state, held_out[0])
+        with jax.set_mesh(job.mesh):
+            return program(state, held_out[0])
 
     return evaluate
 
@@ -189,14 +186,16 @@ def _fetch(metrics: dict) -> dict[str, float]:
 
 
 class _Watch:
-    """Fetches each step's metrics once the next step is under way, logs their means, and counts what is not finite."""
+    """Fetches each step's metrics once the next step is under way, logs their means, and counts what is not finite.
+
+    Steps that leave the generator alone have no say in the means of "generator_..." metrics.
+    """
 
     def __init__(self, job: Job, cfg: RunConfig, folder: Path, log: Log, nonfinite: int, work: float | None):
         self.job, self.cfg, self.folder, self.log, self.nonfinite = job, cfg, folder, log, nonfinite
         self._work = work  # seconds that a step would take at the devices' peak
         self._pending = None
-        self._sums: dict[str, float] = {}
-        self._count = 0
+        self._sums: dict[str, tuple[float, int]] = {}  # of this interval, and of how many steps
         self._since = None  # when the first step of this interval was done; the very first compiles and is left out
 
     def saw(self, step: int, metrics: dict, rows: Any) -> None:
@@ -209,13 +208,19 @@ class _Watch:
             return
         (step, metrics, rows), self._pending = self._pending, None
         values = _fetch(metrics)
-        if all(map(math.isfinite, values.values())):
-            self._sums = {name: self._sums.get(name, 0.0) + value for name, value in values.items()}
-            self._count += 1
-        else:
+        if not all(map(math.isfinite, values.values())):
             self._not_finite(step, values, rows)
+        elif values.get("generator_updated") == 0:
+            self._add({name: value for name, value in values.items() if not name.startswith("generator_")})
+        else:
+            self._add(values)
         if step % self.cfg.log_every == 0 or step == self.job.steps:
             self._report(step)
+
+    def _add(self, values: dict) -> None:
+        for name, value in values.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = total + value, count + 1
 
     def _not_finite(self, step: int, values: dict, rows: Any) -> None:
         self.nonfinite += 1
@@ -234,7 +239,7 @@ class _Watch:
 
     def _report(self, step: int) -> None:
         now = time.monotonic()
-        values = {name: total / self._count for name, total in self._sums.items()}
+        values = {name: total / count for name, (total, count) in self._sums.items()}
         if self._since is not None:
             began, before = self._since
             rate = (step - before) / (now - began)
@@ -243,4 +248,4 @@ class _Watch:
                 values["mfu"] = rate * self._work
         self.log.write(step, "train", {**values, "nonfinite": self.nonfinite})
         self.log.show(step, values)
-        self._since, self._sums, self._count = (now, step), {}, 0
+        self._since, self._sums = (now, step), {}
