@@ -6,8 +6,6 @@ a stream. These last inputs are the whole cache. Frames are in [-1, 1] here; the
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -15,7 +13,8 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from mgjax.config import TAEHVConfig
-from mgjax.models.vae import draw
+from mgjax.models.layers import create
+from mgjax.ops.straight import clip
 
 TEMPORAL_STRIDE = 4
 SPATIAL_STRIDE = 8
@@ -89,7 +88,6 @@ class Decoder(nn.Module):
         return _conv(3, nn.relu(x), "conv_out"), new
 
 
-@partial(jax.jit, static_argnums=1)
 def init(key: Array, cfg: TAEHVConfig, dtype=jnp.float32) -> dict:
     """Random parameters {"encoder", "decoder"} of the shapes that `mgjax.models.names.taehv_tensors` lists."""
     video = jnp.zeros((1, TEMPORAL_STRIDE, SPATIAL_STRIDE, SPATIAL_STRIDE, 3))
@@ -169,10 +167,16 @@ def decode_step(
     `first` marks the rows whose stream begins with this call: what the cache held of them is forgotten, and of their
     frames the leading 3 do not exist (zeros, to be dropped).
     """
-    frames, cache = Decoder(cfg).apply({"params": params["decoder"]}, latents.astype(dtype), cache, first)
-    frames = 2 * jnp.clip(frames.astype(jnp.float32), 0, 1) - 1
-    hidden = first[:, None] & (jnp.arange(frames.shape[1]) < TEMPORAL_STRIDE - 1)
-    return jnp.where(hidden[:, :, None, None, None], 0, frames), cache
+
+    def step(carry, z):
+        cache, first = carry
+        frames, cache = Decoder(cfg).apply({"params": params["decoder"]}, z[:, None], cache, first)
+        frames = 2 * clip(frames.astype(jnp.float32), 0.0, 1.0) - 1
+        hidden = first[:, None] & (jnp.arange(TEMPORAL_STRIDE) < TEMPORAL_STRIDE - 1)
+        return (cache, jnp.zeros_like(first)), jnp.where(hidden[:, :, None, None, None], 0, frames)
+
+    (cache, _), frames = jax.lax.scan(step, (cache, first), jnp.moveaxis(latents.astype(dtype), 1, 0))
+    return rearrange(frames, "t b f h w c -> b (t f) h w c"), cache
 
 
 def decode(
@@ -180,12 +184,5 @@ def decode(
 ) -> Float[Array, "b f h w 3"]:
     """The whole video of 1 + 4 (t - 1) frames, in [-1, 1]."""
     cache = init_decoder_cache(cfg, latents.shape[0], *latents.shape[2:4], dtype)
-    first = jnp.ones(latents.shape[0], bool)
-
-    def step(carry, latent):
-        cache, first = carry
-        frames, cache = decode_step(params, cfg, latent[:, None], first, cache, dtype=dtype)
-        return (cache, jnp.zeros_like(first)), frames
-
-    _, frames = jax.lax.scan(step, (cache, first), jnp.moveaxis(latents, 1, 0))
-    return rearrange(frames, "t b f h w c -> b (t f) h w c")[:, TEMPORAL_STRIDE - 1 :]
+    frames, _ = decode_step(params, cfg, latents, jnp.ones(latents.shape[0], bool), cache, dtype=dtype)
+    return frames[:, TEMPORAL_STRIDE - 1 :]

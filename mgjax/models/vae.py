@@ -13,18 +13,18 @@ Float32 islands: normalisation of the latents, RMS norms, the softmax of the att
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import pairwise
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from mgjax.config import VAEConfig
+from mgjax.models.layers import create
+from mgjax.ops.straight import clip
 
 ConvImpl = Literal["cat2d", "conv3d"]
 Cache = dict  # input frames [b n h w c] that a causal convolution reads again, under the name of its module
@@ -195,7 +195,8 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, cache: Cache, first: bool) -> tuple[Array, Cache]:
-        """New frames to the latent's mean; `first` frames are the stream's frame 0, others come in whole groups."""
+        """New frames to the moments (mean, log variance) of their latents; `first` frames are the stream's frame 0,
+        others come in whole groups."""
         new = {}
         x, new["conv_in"] = CausalConv3d(self.cfg.dim, self.impl, name="conv_in")(x, cache.get("conv_in"))
         for level, (_, dim) in enumerate(encoder_widths(self.cfg)):
@@ -212,7 +213,7 @@ class Encoder(nn.Module):
         x = nn.silu(RMSNorm(name="norm_out")(x)).astype(x.dtype)
         moments = 2 * self.cfg.latent_channels
         x, new["conv_out"] = CausalConv3d(moments, self.impl, name="conv_out")(x, cache.get("conv_out"))
-        return _dense(moments, x, "moments")[..., : self.cfg.latent_channels], new
+        return _dense(moments, x, "moments"), new
 
 
 class Decoder(nn.Module):
@@ -246,24 +247,6 @@ class Decoder(nn.Module):
         return _hide(x, hidden(x)), new
 
 
-def draw(key: Array, shapes: dict) -> dict:
-    """Float32 parameters of the given shapes: kernels normal with variance 1 / fan-in, scales 1, biases 0.
-
-    All kernels are cut from one draw, because XLA compiles a draw for each of them for half a minute.
-    """
-    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
-    sizes = [leaf.size if path[-1].key == "kernel" else 0 for path, leaf in leaves]
-    numbers = jnp.split(jax.random.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1])
-
-    def one(path, leaf, normal):
-        if path[-1].key != "kernel":
-            return jnp.full(leaf.shape, path[-1].key == "scale", jnp.float32)
-        return normal.reshape(leaf.shape) * (leaf.size / leaf.shape[-1]) ** -0.5
-
-    return tree.unflatten([one(path, leaf, normal) for (path, leaf), normal in zip(leaves, numbers, strict=True)])
-
-
-@partial(jax.jit, static_argnums=1)
 def init(key: Array, cfg: VAEConfig, dtype=jnp.float32) -> dict:
     """Random parameters {"encoder", "decoder"} of the shapes that `mgjax.models.names.vae_tensors` lists."""
     size = cfg.spatial_stride
@@ -313,18 +296,28 @@ def encode_step(
     """
     if (video.shape[1] != 1) if first else (video.shape[1] % cfg.temporal_stride):
         raise ValueError(f"{video.shape[1]} frames are neither frame 0 nor whole groups of {cfg.temporal_stride}")
-    mean, cache = Encoder(cfg, impl).apply({"params": params["encoder"]}, video.astype(dtype), cache, first)
-    return (mean.astype(jnp.float32) - jnp.array(cfg.latent_mean)) / jnp.array(cfg.latent_std), cache
+    moments, cache = _moments(params, cfg, video, cache, first, dtype, impl)
+    return normalize(cfg, moments[..., : cfg.latent_channels]), cache
+
+
+def normalize(cfg: VAEConfig, latents: Float[Array, "*shape c"]) -> Float[Array, "*shape c"]:
+    """Latents as the encoder gives them -> as the DiT and `decode` take them."""
+    return (latents - jnp.array(cfg.latent_mean)) / jnp.array(cfg.latent_std)
+
+
+def _moments(params, cfg, video, cache, first, dtype, impl):
+    moments, cache = Encoder(cfg, impl).apply({"params": params["encoder"]}, video.astype(dtype), cache, first)
+    return moments.astype(jnp.float32), cache
 
 
 def _encode_stream(params, cfg, image, num_groups, group, dtype, impl):
-    """Latents of frame 0, `image`, and of the groups of frames `group(0)`, `group(1)`, ..."""
+    """Moments of frame 0, `image`, and of the groups of frames `group(0)`, `group(1)`, ..."""
     cache = init_encoder_cache(cfg, image.shape[0], *image.shape[1:3], dtype)
-    head, cache = encode_step(params, cfg, image[:, None], cache, first=True, dtype=dtype, impl=impl)
+    head, cache = _moments(params, cfg, image[:, None], cache, True, dtype, impl)
 
     def step(cache, index):
-        latents, cache = encode_step(params, cfg, group(index), cache, first=False, dtype=dtype, impl=impl)
-        return cache, latents[:, 0]
+        moments, cache = _moments(params, cfg, group(index), cache, False, dtype, impl)
+        return cache, moments[:, 0]
 
     _, tail = jax.lax.scan(step, cache, jnp.arange(num_groups))
     return jnp.concatenate([head, jnp.moveaxis(tail, 0, 1)], axis=1)
@@ -334,6 +327,13 @@ def encode(
     params: dict, cfg: VAEConfig, video: Float[Array, "b f h w 3"], *, dtype=jnp.float32, impl: ConvImpl = "cat2d"
 ) -> Float[Array, "b t hl wl c"]:
     """Normalised latents of a video in [-1, 1] of 1 + `temporal_stride` (t - 1) frames."""
+    return normalize(cfg, encode_moments(params, cfg, video, dtype=dtype, impl=impl)[0])
+
+
+def encode_moments(
+    params: dict, cfg: VAEConfig, video: Float[Array, "b f h w 3"], *, dtype=jnp.float32, impl: ConvImpl = "cat2d"
+) -> tuple[Float[Array, "b t hl wl c"], Float[Array, "b t hl wl c"]]:
+    """Mean and log variance of the latents, not normalised."""
     stride = cfg.temporal_stride
     if video.shape[1] % stride != 1 % stride:
         raise ValueError(f"{video.shape[1]} frames are not one more than a multiple of {stride}")
@@ -341,7 +341,10 @@ def encode(
     def group(index):
         return jax.lax.dynamic_slice_in_dim(video, 1 + stride * index, stride, axis=1)
 
-    return _encode_stream(params, cfg, video[:, 0], video.shape[1] // stride, group, dtype, impl)
+    mean, log_variance = jnp.split(
+        _encode_stream(params, cfg, video[:, 0], video.shape[1] // stride, group, dtype, impl), 2, axis=-1
+    )
+    return mean, log_variance
 
 
 def encode_image_condition(
@@ -355,7 +358,8 @@ def encode_image_condition(
 ) -> Float[Array, "b t hl wl c"]:
     """Normalised latents of the video [image, 0, 0, ...]; from `settled_latents(cfg)` on the last one repeats."""
     blank = jnp.zeros((image.shape[0], cfg.temporal_stride, *image.shape[1:]), dtype)
-    return _encode_stream(params, cfg, image, num_latents - 1, lambda index: blank, dtype, impl)
+    moments = _encode_stream(params, cfg, image, num_latents - 1, lambda index: blank, dtype, impl)
+    return normalize(cfg, moments[..., : cfg.latent_channels])
 
 
 def init_decoder_cache(cfg: VAEConfig, batch: int, latent_height: int, latent_width: int, dtype=jnp.float32) -> Cache:
@@ -389,7 +393,7 @@ def decode_step(
     def step(carry, z):
         cache, first = carry
         frames, cache = Decoder(cfg, impl).apply({"params": params["decoder"]}, z[:, None], cache, first)
-        return (cache, jnp.zeros_like(first)), jnp.clip(frames.astype(jnp.float32), -1, 1)
+        return (cache, jnp.zeros_like(first)), clip(frames.astype(jnp.float32), -1.0, 1.0)
 
     z = latents.astype(jnp.float32) * jnp.array(cfg.latent_std) + jnp.array(cfg.latent_mean)
     (cache, _), frames = jax.lax.scan(step, (cache, first), jnp.moveaxis(z.astype(dtype), 1, 0))
