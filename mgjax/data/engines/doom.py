@@ -92,7 +92,7 @@ class DoomEngine:
       fps: recorded frames per second, at most 35.
       levels: what `reset` chooses from: "my_way_home" and "map01" to "map32" of Freedoom phase 2.
       fov: horizontal field of view in degrees of a 4:3 screen; wider screens see more.
-      vary: draws light, start and heading anew at every reset.
+      vary: draws the light's reach and colour, the sky, the start and the heading anew at every reset.
     """
 
     keyboard = ("forward", "back", "left", "right")
@@ -134,14 +134,15 @@ class DoomEngine:
         self._game.new_episode()
         self._tic = self._frame = 0
         self._left_over = np.zeros(2)
-        for command in ("god", f"fov {self.fov}"):
-            self._game.send_game_command(command)
-        gamma, visibility, heading = rng.uniform(0.8, 1.3), rng.uniform(6.0, 12.0), rng.integers(-32768, 32768)
+        commands = ["god", f"fov {self.fov}"]
+        heading = rng.integers(-32768, 32768)
         if self.vary:
-            self._game.send_game_command(f"gamma {gamma:.3f}")
-            self._game.send_game_command(f"r_visibility {visibility:.3f}")
             x, y = navmesh.random_point(self.navmesh, rng)
-            self._game.send_game_command(f"warp {x:.3f} {y:.3f}")
+            tint = "".join(f"{part:02x}" for part in rng.integers(200, 256, 3))
+            commands += [f"r_visibility {8.0 * 3.0 ** rng.random():.3f}", f"testcolor {tint}"]
+            commands += [f"sky1 SKY{rng.integers(1, 4)}", f"warp {x:.3f} {y:.3f}"]
+        for command in commands:
+            self._game.send_game_command(command)
         for _ in range(SETTLE_TICS):
             self._advance([0.0] * 6)
         if self.vary:
