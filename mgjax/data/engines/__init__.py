@@ -7,7 +7,10 @@ import importlib
 from mgjax.data.types import Engine
 from mgjax.errors import InputError
 
-ENGINES = {"doom": "mgjax.data.engines.doom:DoomEngine"}
+ENGINES = {
+    "doom": "mgjax.data.engines.doom:DoomEngine",
+    "shapes": "mgjax.data.engines.shapes:ShapesEngine",
+}
 
 
 def make_engine(name: str, **options) -> Engine:
