@@ -253,7 +253,7 @@ def _nano() -> WorldConfig:
         ),
         vae=VAEConfig(
             dim=8,
-            multipliers=(1, 2, 3, 3),
+            multipliers=(1, 2, 2, 2),
             num_res_blocks=1,
             latent_channels=channels,
             latent_mean=(0.0,) * channels,
