@@ -9,6 +9,8 @@ COMMANDS = {
     "generate": "make a video from a picture and a script of actions",
     "convert": "turn released weight files into a checkpoint, and back",
     "parity": "compare this code with reference tensors",
+    "train": "train the stages of a ladder, from an autoencoder to a few-step student",
+    "plan": "say what the stages of a ladder need on a cluster, before there is one",
     "bench": "measure speed, memory and compilations",
     "info": "list the models, their sizes and their states",
     "record": "record action-annotated video from a game engine",

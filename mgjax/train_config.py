@@ -162,12 +162,17 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where clips come from: a folder of recordings or encoded latents, or the synthetic nano world when None."""
+    """Where clips come from: a folder of recordings; without one, an engine that an agent plays before the run."""
 
     path: str | None = None
     validation_path: str | None = None
     seed: int = 0
     num_threads: int = 4
+    engine: str = "shapes"
+    agent: str = "random"
+    clips: int = 256  # played, and held in memory as the stage takes them
+    validation_clips: int = 16
+    mouse_scale: float = 15.0  # degrees that are 1 to the model
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,91 @@ A feed's state is how many clips all processes have taken, so a run continues at
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
 
 from mgjax.config import WorldConfig
-from mgjax.data.feed import Window
-from mgjax.models import clip, vae
-from mgjax.train.stage import ClipBatch, VideoBatch
-from mgjax.types import Actions
+from mgjax.data.agents import make_agent
+from mgjax.data.engines import make_engine
+from mgjax.data.feed import Window, windows
+from mgjax.data.record import record_clip, schema_of
+from mgjax.data.schema import to_model
+from mgjax.io.files import atomic_path
+from mgjax.train.encode import encode_clips
+from mgjax.train.stage import ClipBatch, Stage, VideoBatch
+from mgjax.train_config import TrainConfig
+
+_PART = 16  # clips played and encoded at a time
+
+MakeFeed = Callable[[slice, int], Any]  # (rows of this process, clips of the whole batch) -> its feed
+
+
+def make(
+    cfg: TrainConfig, stage: Stage, dtype: str, frozen: dict, cache: Path
+) -> tuple[MakeFeed, Callable[[slice, int], Any] | None]:
+    """The training feed of `stage` and its held-out clips (rows, batch) -> clips, if there are any.
+
+    `frozen` holds the "vae" and "clip" that encode clips for the DiT's stages; the autoencoder's stage has none. Played
+    clips are kept in the folder `cache`, which belongs to these weights.
+
+    Raises:
+        InputError: the recordings do not fit the world or are too short for the stage.
+    """
+    spec = stage.batch_spec(1)
+    pixels = isinstance(spec, VideoBatch)
+    frames = spec.video.shape[1] if pixels else spec.actions.keyboard.shape[1]
+    encode = videos if pixels else clip_encoder(cfg.world, frozen, dtype)
+    if cfg.data.path is None:
+        how = frames, encode, jax.tree.structure(spec), cache
+        train = _played(cfg, cfg.data.clips, cfg.data.seed, *how)
+        held_out = _played(cfg, cfg.data.validation_clips, cfg.data.seed + 1, *how)
+        return (
+            lambda rows, batch: MemoryFeed(train, rows, batch, cfg.data.seed),
+            lambda rows, batch: next(MemoryFeed(held_out, rows, batch, 0)),
+        )
+
+    def recordings(path: str, seed: int) -> MakeFeed:
+        def feed(rows: slice, batch: int) -> EncodedFeed:
+            own = rows.stop - rows.start
+            reader = {"process_index": rows.start // own, "process_count": batch // own}
+            reading = {"seed": seed, "cfg": cfg.world, "threads": cfg.data.num_threads}
+            return EncodedFeed(windows([path], frames, own, **reading, **reader), encode)
+
+        return feed
+
+    train = recordings(cfg.data.path, cfg.data.seed)
+    if cfg.data.validation_path is None:
+        return train, None
+    validation = recordings(cfg.data.validation_path, 0)
+    return train, lambda rows, batch: next(validation(rows, batch))
+
+
+def _played(cfg: TrainConfig, count: int, seed: int, frames: int, encode: Callable, structure: Any, cache: Path) -> Any:
+    """`count` clips of the config's engine as the stage takes them, from `cache` if they were played before."""
+    what = f"{cfg.data.engine}-{cfg.data.agent}-{frames}-{count}-{seed}"
+    path = cache / f"{what}.npz"
+    engine = make_engine(cfg.data.engine, size=(cfg.world.height, cfg.world.width))
+    agent = make_agent(cfg.data.agent, engine)
+    schema = schema_of(engine, cfg.data.engine, {}, cfg.data.mouse_scale)
+
+    def window(episode: int) -> Window:
+        clip = record_clip(engine, agent, seed, episode, frames)
+        return Window(clip.frames, *to_model(clip.keyboard, clip.mouse, schema, cfg.world))
+
+    def part(start: int) -> Any:
+        windows = map(window, range(start, min(start + _PART, count)))
+        return jax.device_get(encode(jax.tree.map(lambda *leaves: np.stack(leaves), *windows)))
+
+    if not path.exists():
+        parts = [jax.tree.leaves(part(start)) for start in range(0, count, _PART)]
+        with atomic_path(path) as temporary:
+            np.savez(temporary, *(np.concatenate(leaves) for leaves in zip(*parts, strict=True)))
+    with np.load(path) as arrays:
+        return jax.tree.unflatten(structure, [arrays[name] for name in arrays.files])
 
 
 class MemoryFeed:
@@ -59,38 +132,14 @@ class EncodedFeed:
         self._windows.set_state(state)
 
 
-def floats(frames: UInt8[np.ndarray, "*s 3"]) -> Float[jax.Array, "*s 3"]:
-    """Pixels in [-1, 1]."""
-    return jnp.asarray(frames, jnp.float32) / 127.5 - 1
-
-
 def videos(window: Window) -> VideoBatch:
     """What the autoencoder's stage takes."""
     return VideoBatch(np.asarray(window.frames, np.float32) / 127.5 - 1)
 
 
-def clip_encoder(world: WorldConfig, params: dict, dtype) -> Callable[[Window], ClipBatch]:
-    """Windows of 4 (t - 1) + 1 frames -> what the DiT's stages take, by the frozen "vae" and "clip" of `params`.
-
-    Runs on this process's first device.
-    """
+def clip_encoder(world: WorldConfig, params: dict, dtype: str) -> Callable[[Window], ClipBatch]:
+    """Windows -> what the DiT's stages take, by the frozen "vae" and "clip" of `params`; on one device a process."""
     device = jax.local_devices()[0]
     params = jax.device_put({name: params[name] for name in ("vae", "clip")}, device)
-
-    @jax.jit
-    def encode(params, frames):
-        video = floats(frames)
-        first, latents = video[:, 0], 1 + (video.shape[1] - 1) // world.vae.temporal_stride
-        settled = min(latents, vae.settled_latents(world.vae))
-        condition = vae.encode_image_condition(params["vae"], world.vae, first, settled, dtype=dtype)
-        rest = jnp.repeat(condition[:, -1:], latents - settled, 1)
-        return (
-            vae.encode(params["vae"], world.vae, video, dtype=dtype).astype(jnp.float32),
-            jnp.concatenate([condition, rest], 1).astype(jnp.float32),
-            clip.encode(params["clip"], world.clip, first, dtype=dtype).astype(jnp.float32),
-        )
-
-    def encoded(window: Window) -> ClipBatch:
-        return ClipBatch(*encode(params, jax.device_put(window.frames, device)), Actions(window.keyboard, window.mouse))
-
-    return encoded
+    encode = jax.jit(lambda params, window: encode_clips(params, world, *window, dtype=jnp.dtype(dtype)))
+    return lambda window: encode(params, jax.device_put(window, device))

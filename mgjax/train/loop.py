@@ -77,13 +77,13 @@ def run(job: Job, cfg: RunConfig, folder: Path, *, resume: bool) -> Result:
     state, nonfinite = _begin(job, checkpoints, feed)
     start = int(state.step)
     step_program = jit_step(job.stage, job.mesh, state)
-    evaluate = _evaluator(job)
+    prepare, evaluate = _preparer(job), _evaluator(job)
     with Log(folder, job.stage.name, start, job.steps, active=jax.process_index() == 0) as log, Stop() as stop:
         watch = _Watch(job, cfg, folder, log, nonfinite, _work(job, state))
         for step in range(start + 1, job.steps + 1):
             rows = next(feed)
             with jax.set_mesh(job.mesh):
-                state, metrics = step_program(state, place(rows, layout, job.batch))
+                state, metrics = step_program(state, prepare(step, place(rows, layout, job.batch)))
             watch.saw(step, metrics, rows)
             last, leave = step == job.steps, stop.wanted(step)
             if leave or _due(step, cfg.save_every, last):
@@ -154,6 +154,19 @@ def _begin(job: Job, checkpoints: Checkpoints, feed: Feed) -> tuple[TrainState, 
         )
     feed.set_state(extra["feed"])
     return checkpoints.load(step, abstract), extra["nonfinite"]
+
+
+def _preparer(job: Job) -> Callable[[int, Any], Any]:
+    """(step, clips) -> what the step takes: `stage.prepare` with a key of its own for each step, or the clips."""
+    if job.stage.prepare is None:
+        return lambda step, clips: clips
+    given = job.load(sharding.with_shardings(job.pretrained, sharding.tree_shardings(job.pretrained, job.mesh)))
+
+    def prepare(given, clips, seed, step):
+        return job.stage.prepare(given, clips, jax.random.fold_in(jax.random.key(seed), step))
+
+    program = jax.jit(prepare, out_shardings=sharding.batch_sharding(job.mesh))
+    return lambda step, clips: program(given, clips, np.uint32(job.seed), np.uint32(step))
 
 
 def _evaluator(job: Job) -> Callable[[TrainState], dict] | None:

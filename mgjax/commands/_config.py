@@ -1,0 +1,78 @@
+"""Reading a training config: a Python file's config(), with fields overridden from the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import runpy
+import types
+import typing
+from pathlib import Path
+
+from mgjax.errors import InputError
+from mgjax.train_config import TrainConfig
+
+
+def read_config(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
+    """The config of the user's own program `path`, with each FIELD=VALUE of `overrides` replaced.
+
+    Raises:
+        InputError: no such file, no config() in it, or an override that names no field or has a value of another kind.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no config {path}")
+    try:
+        cfg = runpy.run_path(str(path))["config"]()
+    except KeyError:
+        raise InputError(f"{path} has no function config()") from None
+    except (SyntaxError, ImportError, ValueError, TypeError) as error:
+        raise InputError(f"{path} cannot be used: {error}") from error
+    if not isinstance(cfg, TrainConfig):
+        raise InputError(f"config() of {path} does not return a TrainConfig")
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        if not equals:
+            raise InputError(f"the override {override!r} is not FIELD=VALUE")
+        cfg = _replaced(cfg, name.split("."), value, name)
+    return cfg
+
+
+def _replaced(cfg, names: list[str], value: str, where: str):
+    """`cfg` with the field that `names` lead to set to `value`."""
+    kinds = typing.get_type_hints(type(cfg))
+    first, *rest = names
+    if first not in kinds:
+        raise InputError(f"{where}: there is no field {first!r}, only {', '.join(kinds)}")
+    try:
+        if not rest:
+            return dataclasses.replace(cfg, **{first: _parsed(kinds[first], value)})
+        inner = getattr(cfg, first)
+        if inner is None:  # a part that is switched off by default: its own defaults, switched on
+            inner = next(kind for kind in typing.get_args(kinds[first]) if dataclasses.is_dataclass(kind))()
+        if not dataclasses.is_dataclass(inner):
+            raise InputError(f"{where}: {first} has no fields")
+        return dataclasses.replace(cfg, **{first: _replaced(inner, rest, value, where)})
+    except ValueError as error:
+        raise InputError(f"{where}={value}: {error}") from None
+
+
+def _parsed(kind, text: str):
+    """`text` as a value of the annotated type `kind`; ValueError if it is none."""
+    choices = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    if type(None) in choices and text == "None":
+        return None
+    for choice in choices:
+        with contextlib.suppress(ValueError):
+            if typing.get_origin(choice) is tuple:
+                return tuple(_parsed(typing.get_args(choice)[0], part) for part in text.split(","))
+            if typing.get_origin(choice) is typing.Literal and text in typing.get_args(choice):
+                return text
+            if choice is bool and text in ("True", "False"):
+                return text == "True"
+            if choice in (int, float, str):
+                return choice(text)
+    raise ValueError(f"{text!r} is not {_name(kind)}")
+
+
+def _name(kind) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "").replace("NoneType", "None")

@@ -1,0 +1,49 @@
+"""mgjax train: the stages of a ladder, started, resumed, and continued on other devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from mgjax.errors import InputError
+
+
+def main(
+    config: tyro.conf.Positional[Path],
+    overrides: tyro.conf.Positional[tuple[str, ...]] = (),
+    /,
+    stage: str = "all",
+    out: Annotated[Path | None, tyro.conf.arg(help="folder of the run (default: runs/NAME of the config)")] = None,
+    resume: bool = False,
+) -> int:
+    """Trains one stage of a config's ladder, or all of them in order.
+
+    Overrides name fields of the config: `mgjax train configs/nano.py foundation.steps=100 mesh.fsdp=4`.
+    A run that is interrupted goes on with --resume, also on another number of devices or hosts.
+
+    Args:
+        config: a Python file with a function config() that returns a TrainConfig.
+        overrides: FIELD=VALUE, as many as wanted.
+        stage: vae, foundation, causal, few_step, self_forcing, long, or all.
+        resume: go on from the newest checkpoint that is whole; begin where there is none.
+    """
+    from mgjax.commands._config import read_config
+
+    cfg = read_config(config, overrides)
+    names = list(cfg.stages()) if stage == "all" else [stage]
+    for name in names:
+        if name not in cfg.stages():
+            raise InputError(f"{config} has no stage {name!r}; it has {', '.join(cfg.stages())}")
+
+    from mgjax.train import distributed
+
+    distributed.start(cfg.run.heartbeat_s)
+    from mgjax.train.runs import train_stage
+
+    folder = out or Path("runs") / cfg.name
+    for name in names:
+        if not train_stage(cfg, name, folder, resume=resume):
+            return distributed.TERMINATED
+    return 0
