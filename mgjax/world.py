@@ -162,7 +162,7 @@ def build(cfg: WorldConfig, settings: Settings = Settings()) -> World:  # noqa: 
         frames, cache = decoder_model.decode_step(
             params[decoder_params], decoder_cfg, latents.astype(dtype), position == 0, cache, dtype=dtype
         )
-        return jnp.round((frames.astype(jnp.float32) + 1) * 127.5).astype(jnp.uint8), cache
+        return jnp.round((jnp.clip(frames, -1, 1) + 1) * 127.5).astype(jnp.uint8), cache
 
     def chunk_step(params: dict, state: StreamState, actions: Actions, noise: Array | None = None):
         latents, after = sample_chunk(params, state, actions, noise)

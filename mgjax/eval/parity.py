@@ -210,7 +210,7 @@ def _vae(folder, io, dtype, batch):
         chunk = z[:, position : position + length]
         frames, cache = step(params, chunk, jnp.full(batch, position == 0), cache)
         absent = cfg.temporal_stride - 1 if position == 0 else 0
-        yield f"stream.chunk{index}", released(frames[:, absent:]), True
+        yield f"stream.chunk{index}", released(jnp.clip(frames[:, absent:], -1, 1)), True
         position += length
 
 

@@ -24,7 +24,6 @@ from jaxtyping import Array, Bool, Float
 
 from mgjax.config import VAEConfig
 from mgjax.models.layers import create
-from mgjax.ops.straight import clip
 
 ConvImpl = Literal["cat2d", "conv3d"]
 Cache = dict  # input frames [b n h w c] that a causal convolution reads again, under the name of its module
@@ -384,16 +383,16 @@ def decode_step(
     dtype=jnp.float32,
     impl: ConvImpl = "cat2d",
 ) -> tuple[Float[Array, "b f h w 3"], Cache]:
-    """Decodes the next latent frames of every row's stream into `temporal_stride` frames each, in [-1, 1].
+    """Decodes the next latent frames of every row's stream into `temporal_stride` frames each.
 
-    `first` marks the rows whose stream begins with this call: what the cache held of them is forgotten, and of their
+    Frames are float32, about in [-1, 1]: as in the released code, whoever shows them clips them. `first` marks the rows whose stream begins with this call: what the cache held of them is forgotten, and of their
     frames the leading `temporal_stride - 1` do not exist (zeros, to be dropped).
     """
 
     def step(carry, z):
         cache, first = carry
         frames, cache = Decoder(cfg, impl).apply({"params": params["decoder"]}, z[:, None], cache, first)
-        return (cache, jnp.zeros_like(first)), clip(frames.astype(jnp.float32), -1.0, 1.0)
+        return (cache, jnp.zeros_like(first)), frames.astype(jnp.float32)
 
     z = latents.astype(jnp.float32) * jnp.array(cfg.latent_std) + jnp.array(cfg.latent_mean)
     (cache, _), frames = jax.lax.scan(step, (cache, first), jnp.moveaxis(z.astype(dtype), 1, 0))
@@ -403,7 +402,7 @@ def decode_step(
 def decode(
     params: dict, cfg: VAEConfig, latents: Float[Array, "b t hl wl c"], *, dtype=jnp.float32, impl: ConvImpl = "cat2d"
 ) -> Float[Array, "b f h w 3"]:
-    """The whole video of 1 + `temporal_stride` (t - 1) frames, in [-1, 1]."""
+    """The whole video of 1 + `temporal_stride` (t - 1) frames, about in [-1, 1], not clipped."""
     cache = init_decoder_cache(cfg, latents.shape[0], *latents.shape[2:4], dtype)
     first = jnp.ones(latents.shape[0], bool)
     frames, _ = decode_step(params, cfg, latents, first, cache, dtype=dtype, impl=impl)

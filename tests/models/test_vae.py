@@ -120,20 +120,15 @@ def test_parity_image_condition(cfg, io, released):
 
 @pytest.mark.parametrize("impl", ["cat2d", "conv3d"])
 def test_parity_decode(cfg, io, released, impl):
-    """The reference is not clipped here, so the last convolution, which is linear, is scaled down and its result up."""
-    scale = 2.0**-3
-    last = jax.tree.map(lambda x: x * scale, released["decoder"]["conv_out"])
-    assert np.abs(io["decoded"]).max() * scale < 1
-    scaled = released | {"decoder": released["decoder"] | {"conv_out": last}}
-    assert relative(decode(scaled, cfg, io["z"], impl=impl) / scale, io["decoded"]) < 1e-5
+    assert relative(decode(released, cfg, io["z"], impl=impl), io["decoded"]) < 1e-5
 
 
 def test_parity_chunked_decode(cfg, io, released):
     cache = vae.init_decoder_cache(cfg, 1, *io["z"].shape[2:4])
     first, cache = decode_step(released, cfg, io["z"][:, :3], jnp.array([True]), cache)
     second, _ = decode_step(released, cfg, io["z"][:, 3:], jnp.array([False]), cache)
-    assert relative(first[:, 3:], io["stream.chunk0"]) < 1e-5
-    assert relative(second, io["stream.chunk1"]) < 1e-5
+    assert relative(np.clip(first[:, 3:], -1, 1), io["stream.chunk0"]) < 1e-5
+    assert relative(np.clip(second, -1, 1), io["stream.chunk1"]) < 1e-5
 
 
 # Streams

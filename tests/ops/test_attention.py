@@ -1,0 +1,71 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mgjax.ops.attention import attention, by_frames
+
+
+def _inputs(b=2, n=6, s=10, k=3, e=8):
+    rng = np.random.default_rng(0)
+    return tuple(jnp.asarray(rng.normal(size=(b, length, k, e)), jnp.float32) for length in (n, s, s))
+
+
+def _plain(q, k, v):
+    """Softmax attention in float64, one head and row at a time."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    out = np.zeros_like(q)
+    for b in range(q.shape[0]):
+        for h in range(q.shape[2]):
+            logits = q[b, :, h] @ k[b, :, h].T / np.sqrt(q.shape[-1])
+            weights = np.exp(logits - logits.max(1, keepdims=True))
+            out[b, :, h] = weights / weights.sum(1, keepdims=True) @ v[b, :, h]
+    return out
+
+
+def test_equals_softmax_attention_in_float64():
+    q, k, v = _inputs()
+    np.testing.assert_allclose(attention(q, k, v), _plain(q, k, v), atol=2e-6)  # float32 sums of ten terms
+
+
+def test_keys_past_the_length_do_not_exist():
+    q, k, v = _inputs()
+    out = attention(q, k, v, jnp.array([4, 10]))
+    np.testing.assert_allclose(out[0], _plain(q[:1], k[:1, :4], v[:1, :4])[0], atol=2e-6)
+    np.testing.assert_allclose(out[1], _plain(q[1:], k[1:], v[1:])[0], atol=2e-6)
+    poisoned = attention(q, k.at[0, 4:].set(1e30), v.at[0, 4:].set(1e30), jnp.array([4, 10]))
+    assert (poisoned == out).all()
+
+
+def test_many_queries_are_computed_as_few():
+    q, k, v = _inputs(b=1, n=1500, s=700, k=2)
+    np.testing.assert_allclose(attention(q, k, v), _plain(q, k, v), atol=3e-6)  # float32 sums of 700 terms
+
+
+def test_gradient_equals_that_of_plain_softmax():
+    q, k, v = _inputs(b=1)
+
+    def plain(q, k, v):
+        logits = jnp.einsum("bnke,bske->bkns", q, k) / jnp.sqrt(q.shape[-1])
+        return jnp.einsum("bkns,bske->bnke", jax.nn.softmax(logits, -1), v)
+
+    ours = jax.grad(lambda *x: (attention(*x) ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
+    theirs = jax.grad(lambda *x: (plain(*x) ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", ["1000/1100/1110/1111", "1100/1100/0111/0111", "1010/0101/1010/0101"])
+def test_by_frames_equals_a_dense_mask_of_tokens(mask):
+    allowed = np.array([[bit == "1" for bit in row] for row in mask.split("/")])
+    tokens, (b, k, e) = 5, (2, 2, 4)
+    rng = np.random.default_rng(1)
+    q, key, v = (jnp.asarray(rng.normal(size=(b, 4, tokens, k, e)), jnp.float32) for _ in range(3))
+
+    def flat(x):
+        return x.reshape(b, -1, k, e)
+
+    ours = by_frames(lambda q, k, v: attention(flat(q), flat(k), flat(v)).reshape(q.shape), allowed, q, key, v)
+    dense = np.kron(allowed, np.ones((tokens, tokens), bool))
+    theirs = jax.nn.dot_product_attention(flat(q), flat(key), flat(v), mask=jnp.asarray(dense))
+    np.testing.assert_allclose(flat(ours), theirs, atol=2e-6)
