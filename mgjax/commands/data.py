@@ -146,8 +146,8 @@ class Bench:
     batch: int = 8
     workers: int = 2
     """Processes that decode; 0 decodes in threads."""
-    threads: int = 2
-    """Threads of each process."""
+    threads: int = 1
+    """Threads that decode, of each process."""
     seconds: float = 10.0
     """How long to measure."""
 

@@ -30,6 +30,7 @@ from mgjax.io.video import VideoWriter
 
 STATISTICS_CLIPS = 500  # rows of at most so many clips, evenly spread, are counted
 VIDEO_WIDTH = 480  # small pictures are enlarged to about this, so that the controls on them can be read
+STRIP_LEFT = 66  # of 360: where the strips under the clips begin; the page moves their playheads from there
 MAP_CELLS = 160  # cells along the longer side of the map
 KEYS = {"forward": "w", "back": "s", "left": "a", "right": "d"}
 
@@ -75,6 +76,7 @@ def write_page(dataset: Dataset, out: str | os.PathLike, num_clips: int = 6) -> 
         summary=html.escape(_summary(dataset)),
         facts=_facts(dataset, frames),
         damage=_damage(damage),
+        strip_left=STRIP_LEFT,
         clips="".join(_figure(name, clip, schema, mouse_step) for name, clip in samples),
         sampled=f"Counted over {len(rows.mouse):,} of {len(dataset):,} clips.",
         keys=_bars(dict(zip(schema.keyboard, keyboard.mean(axis=0).tolist(), strict=True)), percent=True),
@@ -176,7 +178,7 @@ def _video(clip: Clip, schema: Schema, mouse_step: float) -> str:
 
 def _timeline(clip: Clip, schema: Schema) -> str:
     """A strip of the clip's rows: held keys as bars, the yaw of the mouse as a line."""
-    left, width, row, count = 56, 304, 12, len(clip.mouse)
+    left, width, row, count = STRIP_LEFT, 360 - STRIP_LEFT, 12, len(clip.mouse)
     step = width / count
     parts = []
     for i, column in enumerate(schema.keyboard):
