@@ -108,8 +108,9 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         x = x.astype(jnp.float32)
-        length = jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True))
-        return x * (x.shape[-1] ** 0.5 / jnp.maximum(length, 1e-12)) * scale.astype(jnp.float32)
+        # The bound stands under the root: the root's own gradient at zero, as hidden frames are, is infinite.
+        length = jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
+        return x * (x.shape[-1] ** 0.5 / length) * scale.astype(jnp.float32)
 
 
 def _dense(features: int, x: Array, name: str) -> Array:
