@@ -87,8 +87,11 @@ def _cut(clips: Clips, length: int, index: int, rng: np.random.Generator) -> Win
 class Windows(Iterator[Window]):
     """An endless iterator of batches whose state is one number; see `windows`."""
 
-    def __init__(self, order: grain.MapDataset, batch: int, process: tuple[int, int], workers: int, threads: int):
+    def __init__(
+        self, order: grain.MapDataset, clips: int, batch: int, process: tuple[int, int], workers: int, threads: int
+    ):
         self._order = order
+        self._clips = clips
         self._batch = batch
         self._process = process
         self._workers = workers
@@ -104,11 +107,16 @@ class Windows(Iterator[Window]):
         return batch
 
     def get_state(self) -> dict[str, int]:
-        """{"position": windows that all hosts have taken}: the same on every host."""
-        return {"position": self._position}
+        """{"position": windows that all hosts have taken, "clips": clips of an epoch}: the same on every host."""
+        return {"position": self._position, "clips": self._clips}
 
     def set_state(self, state: dict[str, int]) -> None:
         """Goes on at `state`, also when another number of hosts made it."""
+        if state.get("clips", self._clips) != self._clips:
+            text = (
+                "there were %d clips, and there are %d: the order is another one, and the epoch begun may repeat some"
+            )
+            _log.warning(text, state["clips"], self._clips)
         self.close()
         self._position = int(state["position"])
 
@@ -171,7 +179,7 @@ def windows(
     clips = Clips(folders, length, cfg)
     order = grain.MapDataset.range(len(clips)).seed(seed).shuffle().repeat()
     order = order.random_map(functools.partial(_cut, clips, length))
-    return Windows(order, batch, (process_index, process_count), workers, threads)
+    return Windows(order, len(clips), batch, (process_index, process_count), workers, threads)
 
 
 class Speed(NamedTuple):

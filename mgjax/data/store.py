@@ -177,12 +177,18 @@ class Dataset:
     def read_bytes(self, index: int) -> bytes:
         """The encoded clip; DamagedClip when it is not what was written."""
         entry = self.clips[index]
-        data = _read(self._store, f"shards/{entry.shard}.clips", slice(entry.offset, entry.offset + entry.bytes))
+        data = self._read_entry(entry)
+        if data is None:  # a writer may have merged the shard since this dataset was opened
+            entry = _load_entries(self._store)[0].get(entry.name, entry)
+            data = self._read_entry(entry)
         if data is None:
             raise DamagedClip(f"{self.path}: shard {entry.shard} is missing or cut off at clip {entry.name}")
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise DamagedClip(f"{self.path}: clip {entry.name} in shard {entry.shard} does not fit its checksum")
         return data
+
+    def _read_entry(self, entry: Entry) -> bytes | None:
+        return _read(self._store, f"shards/{entry.shard}.clips", slice(entry.offset, entry.offset + entry.bytes))
 
     def read(self, index: int, start: int = 0, stop: int | None = None) -> Clip:
         """Frames [start, stop) of a clip."""

@@ -24,8 +24,8 @@ def test_h264_keeps_rows_exactly_and_pictures_well(clip):
     back = codec.decode(codec.encode(clip, "h264"))
     np.testing.assert_array_equal(back.mouse, clip.mouse)
     error = np.mean((back.frames.astype(float) - clip.frames) ** 2)
-    # Stripes with hard edges at 24x40 give 36 dB; a frame too late or half the colours (4:2:0) give under 27.
-    assert 10 * np.log10(255**2 / error) > 33
+    # Stripes with hard edges at 24x40 give 34 dB; half the colours (4:2:0) give 25, a frame too late 15.
+    assert 10 * np.log10(255**2 / error) > 31
 
 
 @pytest.mark.parametrize("name", codec.CODECS)

@@ -148,6 +148,15 @@ def test_a_damaged_clip_is_named_and_replaced(folder, tmp_path, caplog):
     assert entry.shard in caplog.text
 
 
+def test_a_dataset_that_grew_is_noticed(folder, tmp_path, caplog):
+    state = windows([folder], 7, 2).get_state()
+    small_dataset(tmp_path / "b", clips=2)
+    other = windows([folder, tmp_path / "b"], 7, 2)
+    with caplog.at_level(logging.WARNING):
+        other.set_state(state)
+    assert "there were 12 clips, and there are 14" in caplog.text
+
+
 def test_datasets_that_do_not_fit_together_are_refused(folder, tmp_path):
     with Writer(tmp_path / "large", schema(size=(48, 80))):
         pass

@@ -38,6 +38,16 @@ def test_a_clip_is_there_as_soon_as_it_is_added_and_shards_merge_as_they_grow(tm
     assert all(Dataset(tmp_path).read_bytes(i) == data for i in range(7))
 
 
+def test_an_open_dataset_finds_its_clips_after_a_merge(tmp_path):
+    data = codec.encode(play(random_rows(12)))
+    with Writer(tmp_path, schema()) as writer:
+        writer.add("a", data, 12, {})
+        dataset = Dataset(tmp_path)
+        writer.add("b", data, 12, {})
+    assert shards(tmp_path) == ["a+1.clips"]
+    assert dataset.read_bytes(0) == data
+
+
 def test_a_dataset_grows_by_later_writers(tmp_path):
     small_dataset(tmp_path, clips=2)
     data = codec.encode(play(random_rows(24, 9)))
