@@ -59,7 +59,7 @@ def update(
 ) -> tuple[Params, Any, Metrics]:
     """New parameters and optimiser state, and the gradient's norm before clipping."""
     updates, opt_state = optimizer.update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state, {"grad_norm": optax.global_norm(grads)}
+    return optax.apply_updates(params, updates), opt_state, {"grad_norm": optax.tree.norm(grads)}
 
 
 def start_ema(cfg: EMAConfig | None, params: Params) -> Params | None:
