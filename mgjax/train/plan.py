@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from mgjax import sharding
+from mgjax.errors import InputError
+from mgjax.models import dit, vae
 from mgjax.train import flops
+from mgjax.train.ladder import make_stage
 from mgjax.train.loop import abstract_state, jit_step
 from mgjax.train.stage import Stage
+from mgjax.train_config import FoundationStage, TrainConfig
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -38,6 +45,57 @@ class Plan(NamedTuple):
     @property
     def total(self) -> int:
         return self.state + self.batch + self.temporary
+
+
+HEAD = """\
+| stage | state GB | batch GB | temporary GB | total GB | fits | PFLOP a step | collectives a step: calls, GB a device |
+|---|---|---|---|---|---|---|---|"""
+
+
+def row(name: str, needs: Plan, hbm: float) -> str:
+    """One stage as a line of the table under HEAD; `hbm` in GB."""
+    moved = "; ".join(f"{kind} {calls}, {size / 1e9:.1f}" for kind, (calls, size) in needs.collectives.items())
+    sizes = (needs.state, needs.batch, needs.temporary, needs.total)
+    numbers = " | ".join(f"{size / 1e9:.2f}" for size in sizes)
+    fits = "yes" if needs.total <= hbm * 1e9 else "NO"
+    return f"| {name} | {numbers} | {fits} | {needs.flops / 1e15:.3g} | {moved or 'none'} |"
+
+
+def gpu_devices(target: Path, count: int) -> list:
+    """`count` absent GPUs of one machine, as the XLA description `target` says they are.
+
+    Raises:
+        InputError: no such description, or JAX's CUDA plugin is not installed.
+    """
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(platform="cuda", target_config=target.read_text(), topology=f"1x{count}x1")
+    except OSError as error:
+        raise InputError(f"cannot read {target}: {error.strerror}") from None
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise InputError(f"cannot compile for {target}: {str(error).splitlines()[0]}") from None
+    return list(found.devices)
+
+
+def plan_ladder(cfg: TrainConfig, names: list[str], mesh: Mesh, attention: str | None) -> Iterator[tuple[str, Plan]]:
+    """The plan of each stage. `attention` takes the place of what the config says, if given."""
+    for name in names:
+        stage_cfg = getattr(cfg, name)
+        if attention is not None:
+            stage_cfg = dataclasses.replace(stage_cfg, attention=attention)
+        stage = make_stage(name, dataclasses.replace(cfg, **{name: stage_cfg}))
+        yield name, plan(stage, stage_cfg.batch, mesh, _pretrained(cfg, name))
+
+
+def _pretrained(cfg: TrainConfig, name: str) -> dict:
+    """Shapes of what a stage starts from, as in a run."""
+    if name == "vae":
+        return {"vae": jax.eval_shape(lambda key: vae.init(key, cfg.world.vae), jax.random.key(0))}
+    layers = (cfg.foundation or FoundationStage()).num_action_layers
+    net = cfg.world.dit if layers is None else dataclasses.replace(cfg.world.dit, num_action_layers=layers)
+    teacher = jax.eval_shape(lambda key: dit.init(key, net), jax.random.key(0))
+    return {"dit": teacher, **({"teacher": teacher} if name in ("self_forcing", "long") else {})}
 
 
 def plan(stage: Stage, batch: int, mesh: Mesh, pretrained: dict) -> Plan:
