@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mgjax.data.filters import FilterConfig
 from mgjax.errors import InputError
 
 
@@ -96,21 +97,21 @@ class Import:
     """zstd (lossless) or h264."""
     schema: str = ""
     """A schema.toml with the keyboard columns and model mapping; needed by rows."""
+    drop: bool = False
+    """Drop clips by the filters, which otherwise only count."""
+    filters: FilterConfig = FilterConfig()  # noqa: RUF009 (frozen)
+    """Thresholds of the filters, in the units of the recording."""
 
     def run(self) -> int:
-        from mgjax.data.importers import import_folder
+        from mgjax.data.importers import ImportConfig, import_folder
+        from mgjax.data.schema import parse_size
 
-        report = import_folder(
-            self.source,
-            self.out,
-            kind=self.format,
-            size=self.size,
-            fps=self.fps,
-            clip_frames=self.clip_frames,
-            codec_name=self.codec,
-            schema_file=self.schema,
-            say=print,
-        )
+        size = parse_size(self.size)
+        cfg = ImportConfig(self.format, size, self.fps, self.clip_frames, self.codec, self.filters, self.drop)
+        report = import_folder(self.source, self.out, cfg, self.schema, say=print)
+        dropped = ", ".join(f"{name} {number}" for name, number in report.dropped.items())
+        if dropped:
+            print(f"clips dropped by the filters: {dropped}")
         print(f"{report.clips} new clips, {report.frames} frames from {report.videos} videos in {self.out}")
         return 0
 

@@ -11,7 +11,8 @@ from mgjax import cli
 from mgjax.data import camera, schema
 from mgjax.data.check import CheckConfig, check
 from mgjax.data.exporters import export_folder
-from mgjax.data.importers import VPT_DEGREES, Track, import_folder, resample
+from mgjax.data.formats import VPT_DEGREES, Track
+from mgjax.data.importers import ImportConfig, import_folder, resample
 from mgjax.data.store import Dataset
 from mgjax.errors import InputError
 from mgjax.io.video import VideoWriter
@@ -33,8 +34,8 @@ def shown(clip):
     return np.rint(clip.frames.mean(axis=(1, 2, 3)) / 10).astype(int).tolist()
 
 
-def bring(source, out, kind, **options):
-    return import_folder(source, out, kind=kind, **{"size": SIZE, "clip_frames": 8, **options})
+def bring(source, out, kind, schema_file="", **options):
+    return import_folder(source, out, ImportConfig(kind, **{"size": SIZE, "clip_frames": 8, **options}), schema_file)
 
 
 @pytest.fixture
@@ -150,9 +151,8 @@ def test_wrong_files_are_named(tmp_path):
     (folder / "a.mp4").write_bytes(b"no video")
     refused("a.mp4 cannot be read")
     (folder / "a.mp4").write_bytes(video)
-    refused("HEIGHTxWIDTH", size="big")
     refused("at least 2 frames", clip_frames=1)
-    refused("no codec", codec_name="gif")
+    refused("no codec", codec="gif")
     bring(folder, tmp_path / "good", "paper")
     paper_files(folder, [[1, 0, 0]] * FRAMES, ["jump", "pitch", "yaw"], name="b")
     with pytest.raises(InputError, match=r"b\.csv has the keys jump, not forward"):
@@ -394,6 +394,18 @@ def test_pictures_are_scaled_to_cover_the_size_and_cut(tmp_path):
     (tmp_path / "in" / "a.csv").write_text("forward,pitch,yaw\n" + "0,0,0\n" * 8)
     bring(tmp_path / "in", tmp_path / "out", "paper", size=(20, 40))
     assert Dataset(tmp_path / "out").read(0).frames.min() > 245  # only the white middle is left
+
+
+def test_filters_count_and_drop_on_demand(tmp_path):
+    rows = [[int(k < 8), 0, 2.0 * k] for k in range(FRAMES)]
+    paper_files(tmp_path / "in", rows, ["forward", "pitch", "yaw"])
+    bring(tmp_path / "in", tmp_path / "all", "paper")
+    assert [e.info["marks"]["black"] for e in Dataset(tmp_path / "all").clips] == [1, 0, 0]  # the first frame is black
+    report = bring(tmp_path / "in", tmp_path / "some", "paper", drop=True)
+    assert (report.clips, dict(report.dropped)) == (2, {"black": 1})
+    assert [e.info["first_frame"] for e in Dataset(tmp_path / "some").clips] == [8, 16]
+    again = bring(tmp_path / "in", tmp_path / "some", "paper", drop=True)
+    assert (again.clips, again.dropped.total()) == (0, 0)
 
 
 def test_the_commands(tmp_path, capsys):
