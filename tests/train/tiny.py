@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mgjax.config import ActionConfig, CLIPConfig, DiTConfig, SamplerConfig, TAEHVConfig, VAEConfig, WorldConfig
+from mgjax.config import (
+    ActionConfig,
+    CLIPConfig,
+    ControlConfig,
+    DiTConfig,
+    SamplerConfig,
+    TAEHVConfig,
+    VAEConfig,
+    WorldConfig,
+)
 from mgjax.models import dit
 from mgjax.train.fit import clip_spec
 
@@ -21,7 +30,7 @@ def quick_compilation():
         jax.config.update("jax_disable_most_optimizations", False)
 
 
-def world(**changes) -> WorldConfig:
+def world(keyboard_dim: int = 4, **changes) -> WorldConfig:
     """`changes` are fields of the DiT's config."""
     net = dict(
         latent_height=4,
@@ -37,7 +46,7 @@ def world(**changes) -> WorldConfig:
         image_tokens=3,
         chunk=2,
         window=4,
-        action=ActionConfig(num_heads=2, head_dim=8, embed_dim=8, rope_dim=4),
+        action=ActionConfig(keyboard_dim=keyboard_dim, num_heads=2, head_dim=8, embed_dim=8, rope_dim=4),
     )
     return WorldConfig(
         name="tiny",
@@ -46,6 +55,7 @@ def world(**changes) -> WorldConfig:
         taehv=TAEHVConfig(decoder_widths=(8, 8, 4, 4), encoder_width=4, latent_channels=4),
         clip=CLIPConfig(image_size=28, patch=14, dim=8, num_heads=2, num_layers=2, output_dim=8),
         sampler=SamplerConfig(steps=(1000, 666, 333)),
+        control=ControlConfig(columns=tuple("abcdefgh"[:keyboard_dim]), keys=tuple("abcdefgh"[:keyboard_dim])),
     )
 
 
