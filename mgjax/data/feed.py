@@ -14,8 +14,8 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import grain
 import numpy as np
@@ -27,6 +27,7 @@ from mgjax.data.store import DamagedClip, Dataset, is_local
 from mgjax.errors import InputError
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Window(NamedTuple):
@@ -66,25 +67,31 @@ class Clips:
         return self.datasets[which], self._long[which][index - self._starts[which]]
 
 
-def _cut(clips: Clips, length: int, index: int, rng: np.random.Generator) -> Window:
-    """A window of clip `index` at a random offset; a damaged clip is named, and the next good one takes its place."""
+def read_good(clips: Clips, index: int, read: Callable[[Dataset, int], T]) -> T:
+    """`read` of clip `index`; a damaged clip is named, and the next good one takes its place."""
     for step in range(len(clips)):
-        dataset, number = clips[(index + step) % len(clips)]
-        start = int(rng.integers(dataset.clips[number].frames - length + 1))
         try:
-            clip = dataset.read(number, start, start + length)
-            break
+            return read(*clips[(index + step) % len(clips)])
         except (DamagedClip, ValueError) as error:
             _log.warning("skipped: %s", error)
-    else:
-        raise InputError("every clip is damaged")
-    keyboard, mouse = clip.keyboard.astype(np.float32), clip.mouse
-    if clips.cfg is not None:
-        keyboard, mouse = schema.to_model(clip.keyboard, clip.mouse, dataset.schema, clips.cfg)
-    return Window(clip.frames, keyboard, mouse)
+    raise InputError("every clip is damaged")
 
 
-class Windows(Iterator[Window]):
+def _cut(clips: Clips, length: int, index: int, rng: np.random.Generator) -> Window:
+    """A window of clip `index` at a random offset."""
+
+    def read(dataset: Dataset, number: int) -> Window:
+        start = int(rng.integers(dataset.clips[number].frames - length + 1))
+        clip = dataset.read(number, start, start + length)
+        keyboard, mouse = clip.keyboard.astype(np.float32), clip.mouse
+        if clips.cfg is not None:
+            keyboard, mouse = schema.to_model(clip.keyboard, clip.mouse, dataset.schema, clips.cfg)
+        return Window(clip.frames, keyboard, mouse)
+
+    return read_good(clips, index, read)
+
+
+class Batches(Iterator[T]):
     """An endless iterator of batches whose state is one number; see `windows`."""
 
     def __init__(
@@ -99,7 +106,7 @@ class Windows(Iterator[Window]):
         self._batches = None
         self._position = 0
 
-    def __next__(self) -> Window:
+    def __next__(self) -> T:
         if self._batches is None:
             self._batches = iter(self._pipeline())
         batch = next(self._batches)
@@ -145,6 +152,19 @@ def _parse_no_flags() -> None:
         flags.FLAGS.mark_as_parsed()
 
 
+def shuffled(clips: Clips, seed: int) -> grain.MapDataset:
+    """The endless order of the clips' numbers: epoch after epoch, each a shuffle of its own."""
+    return grain.MapDataset.range(len(clips)).seed(seed).shuffle().repeat()
+
+
+def check_reader(length: int, batch: int, process_index: int, process_count: int) -> None:
+    """InputError for windows, batches or processes that cannot be."""
+    if length < 1 or batch < 1 or not 0 <= process_index < process_count:
+        raise InputError(
+            f"windows of {length} frames in batches of {batch} for process {process_index} of {process_count}"
+        )
+
+
 def windows(
     folders: Sequence[str | os.PathLike],
     length: int,
@@ -156,7 +176,7 @@ def windows(
     process_count: int = 1,
     workers: int = 0,
     threads: int = 4,
-) -> Windows:
+) -> Batches[Window]:
     """Endless shuffled batches of windows.
 
     Args:
@@ -172,14 +192,14 @@ def windows(
     Raises:
       InputError: the datasets do not fit together or the model, or hold no clip that is long enough.
     """
-    if length < 1 or batch < 1 or not 0 <= process_index < process_count:
-        raise InputError(
-            f"windows of {length} frames in batches of {batch} for process {process_index} of {process_count}"
-        )
+    check_reader(length, batch, process_index, process_count)
     clips = Clips(folders, length, cfg)
-    order = grain.MapDataset.range(len(clips)).seed(seed).shuffle().repeat()
+    for dataset in clips.datasets:
+        if dataset.schema.encoded is not None:
+            raise InputError(f"{dataset.path} holds the latents that `mgjax data encode` made, not pictures")
+    order = shuffled(clips, seed)
     order = order.random_map(functools.partial(_cut, clips, length))
-    return Windows(order, len(clips), batch, (process_index, process_count), workers, threads)
+    return Batches(order, len(clips), batch, (process_index, process_count), workers, threads)
 
 
 class Speed(NamedTuple):

@@ -14,6 +14,13 @@
     [model.universal]                                  # column of that model = column of this dataset
     forward = "forward"
 
+    [encoded]                                          # where clips are latents instead of pictures: what made them
+    model = "universal"
+    weights = "5d1f0c2ab3947e68"
+    frames = 57
+    compute = "bfloat16"
+    values = "bfloat16"
+
 Model columns without a line are never pressed; the idle column of a model (`ControlConfig.idle`) is pressed by itself.
 """
 
@@ -39,6 +46,17 @@ MOUSE_SCALE = 15.0
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """What made an encoded dataset, in which every clip is one window as training takes it (`mgjax.data.latents`)."""
+
+    model: str  # whose convention the actions are in
+    weights: str  # mark of the encoders (`mgjax.train.latents.weights_mark`)
+    frames: int  # of every window
+    compute: str  # dtype that the encoders computed in
+    values: str  # dtype that latents, condition and features are stored in
+
+
+@dataclass(frozen=True)
 class Schema:
     """The conventions of one dataset (fields as in the module's example)."""
 
@@ -50,6 +68,7 @@ class Schema:
     engine: str = ""
     options: Mapping[str, object] = field(default_factory=dict)
     models: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    encoded: Encoded | None = None  # None: the clips are pictures
 
 
 def default_models(keyboard: tuple[str, ...]) -> dict[str, dict[str, str]]:
@@ -73,6 +92,9 @@ def dumps(schema: Schema) -> str:
     for model, columns in schema.models.items():
         lines += ["", f"[model.{_key(model)}]"]
         lines += [f"{_key(theirs)} = {_toml(ours)}" for theirs, ours in columns.items()]
+    if schema.encoded is not None:
+        lines += ["", "[encoded]"]
+        lines += [f"{key} = {_toml(value)}" for key, value in dataclasses.asdict(schema.encoded).items()]
     return "\n".join(lines) + "\n"
 
 
@@ -106,7 +128,7 @@ def loads(text: str, where: str = FILE) -> Schema:
         value = data.get(key)
         return isinstance(value, list) and len(value) == count and all(type(v) in kinds for v in value)
 
-    known = {"version", "fps", "size", "keyboard", "mouse_scale", "pitch_limits", "engine", "model"}
+    known = {"version", "fps", "size", "keyboard", "mouse_scale", "pitch_limits", "engine", "model", "encoded"}
     for key in data:
         if key not in known:
             raise InputError(f"{where}: there is no key {key!r}; there are {', '.join(sorted(known))}")
@@ -137,6 +159,14 @@ def loads(text: str, where: str = FILE) -> Schema:
         for theirs, ours in columns.items():
             if ours not in names:
                 raise InputError(f"{where}: model.{model}.{theirs} is {ours!r}, which is none of the keyboard columns")
+    encoded = data.get("encoded")
+    kinds = {"model": str, "weights": str, "frames": int, "compute": str, "values": str}
+    if encoded is not None and (
+        not isinstance(encoded, dict)
+        or encoded.keys() != kinds.keys()
+        or any(type(encoded[key]) is not kind for key, kind in kinds.items())
+    ):
+        raise InputError(f"{where}: [encoded] should hold {', '.join(kinds)}, of which frames is a whole number")
     return Schema(
         keyboard=tuple(names),
         fps=float(data["fps"]),
@@ -146,16 +176,24 @@ def loads(text: str, where: str = FILE) -> Schema:
         engine=engine.get("name", ""),
         options={key: value for key, value in engine.items() if key != "name"},
         models=models,
+        encoded=None if encoded is None else Encoded(**encoded),
     )
 
 
 def difference(old: Schema, new: Schema) -> str | None:
     """The first key in which recordings under `new` would not fit a dataset of `old`; None when they fit."""
-    old, new = loads(dumps(old)), loads(dumps(new))
-    for key in (f.name for f in dataclasses.fields(Schema)):
-        if getattr(old, key) != getattr(new, key):
-            return f"{key} is {getattr(old, key)!r} there and {getattr(new, key)!r} here"
+    there, here = _facts(loads(dumps(old))), _facts(loads(dumps(new)))
+    for key in {**there, **here}:
+        if there.get(key) != here.get(key):
+            return f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
     return None
+
+
+def _facts(schema: Schema) -> dict[str, object]:
+    """The keys of a schema's file and their values."""
+    facts = {field.name: getattr(schema, field.name) for field in dataclasses.fields(Schema) if field.name != "encoded"}
+    encoded = {} if schema.encoded is None else dataclasses.asdict(schema.encoded)
+    return {**facts, **{f"encoded.{key}": value for key, value in encoded.items()}}
 
 
 def columns_for(schema: Schema, cfg: WorldConfig, where: str = FILE) -> dict[str, str]:

@@ -192,11 +192,17 @@ class Dataset:
 
     def read(self, index: int, start: int = 0, stop: int | None = None) -> Clip:
         """Frames [start, stop) of a clip."""
+        self._check_pictures()
         return codec.decode(self.read_bytes(index), start, stop)
 
     def read_rows(self, index: int) -> Clip:
         """A clip without its pictures (`frames` is [f, 0, 0, 3])."""
+        self._check_pictures()
         return codec.decode_rows(self.read_bytes(index))
+
+    def _check_pictures(self) -> None:
+        if self.schema.encoded is not None:
+            raise InputError(f"{self.path} holds the latents that `mgjax data encode` made, not pictures")
 
 
 class Writer:
