@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 DType = Literal["auto", "float32", "bfloat16"]
 Decoder = Literal["wan", "taehv"]
-Attention = Literal["xla", "cudnn"]
+Attention = Literal["auto", "xla", "tiled", "cudnn"]
 
 DEFAULT = "nano"  # the one model that comes with the package
 
@@ -39,16 +39,26 @@ def world_config(model: str | None, weights: Path | None, random_weights: bool) 
     return cfg
 
 
+def check_seed(seed: int) -> None:
+    """InputError for a seed that the generators do not take."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"--seed {seed}: a seed is a whole number from 0 to {2**32 - 1}")
+
+
 def settings(dtype: DType, decoder: Decoder, attention: Attention) -> Settings:
-    """How to compute; "auto" is float32 on CPU, where bfloat16 is no faster, and bfloat16 on accelerators."""
+    """How to compute. "auto" is float32 and tiled attention on a CPU, where bfloat16 is no faster; bfloat16 elsewhere, with the
+    fused attention on NVIDIA."""
     import jax
 
     from mgjax.world import Settings
 
-    if attention == "cudnn" and jax.default_backend() != "gpu":
+    backend = jax.default_backend()
+    if attention == "cudnn" and backend != "gpu":
         raise InputError("--attention cudnn needs an NVIDIA GPU and the extra `cuda`")
     if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        dtype = "float32" if backend == "cpu" else "bfloat16"
+    if attention == "auto":
+        attention = {"cpu": "tiled", "gpu": "cudnn" if dtype == "bfloat16" else "xla"}.get(backend, "xla")
     if attention == "cudnn" and dtype == "float32":
         raise InputError("--attention cudnn computes in bfloat16 only")
     return Settings(dtype, decoder, attention)
@@ -80,9 +90,12 @@ def load_params(world: World, weights: Path | None, *, encoders: bool = True) ->
 def use_compilation_cache() -> None:
     """Keeps compiled programs on disk, so that only the first start of a model on a machine compiles."""
     import os
+    import warnings
 
     import jax
 
+    # A cache that cannot be written, as on a full disk, costs time and nothing else.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mgjax" / "xla"
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
