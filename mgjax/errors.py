@@ -2,4 +2,6 @@
 
 
 class InputError(Exception):
-    """Something that the user gave cannot be used. The message is one clear sentence; commands print it and exit with 2."""
+    """Something that the user gave cannot be used. The message is one clear sentence; commands print it and exit with
+    2.
+    """

@@ -25,10 +25,12 @@ class ImageCondition(NamedTuple):
 
 
 class StreamState(NamedTuple):
-    """Everything that streams carry from chunk to chunk. Axis 0 of every leaf is the batch; each row is a stream of its own."""
+    """Everything that streams carry from chunk to chunk. Axis 0 of every leaf is the batch; each row is a stream of its
+    own.
+    """
 
     key: UInt32[Array, "b 2"]
-    position: Int[Array, "b"]  # latent frames committed so far
+    position: Int[Array, " b"]  # latent frames committed so far
     rows: Actions  # the last rows, which the next chunk still sees
     condition: Float[Array, "b t h w c"]  # ImageCondition.latents
     image: Any  # the picture's cross-attention keys and values, one KV a layer

@@ -1,10 +1,10 @@
 """A world: the pure functions that start a stream from a picture and carry it on, built from one config.
 
-One chunk is `cfg.dit.chunk` latent frames and, for every row of a batch alike, `cfg.chunk_frames` (12) action rows and pixel
-frames. They are numbered from the beginning of the stream: the chunk that starts at latent frame T takes rows 4T - 4 to 4T + 7
-and makes frames 4T - 3 to 4T + 8, so that row r produces frame r + 1. A stream's first chunk (T = 0) has no rows -4 to -1 and no
-frames -3 to -1: these rows are ignored and these frames are blank. That makes one program serve every chunk, and rows of a
-batch that are at different places.
+One chunk is `cfg.dit.chunk` latent frames and, for every row of a batch alike, `cfg.chunk_frames` (12) action rows and
+pixel frames. They are numbered from the beginning of the stream: the chunk that starts at latent frame T takes rows 4T
+- 4 to 4T + 7 and makes frames 4T - 3 to 4T + 8, so that row r produces frame r + 1. A stream's first chunk (T = 0) has
+no rows -4 to -1 and no frames -3 to -1: these rows are ignored and these frames are blank. That makes one program serve
+every chunk, and rows of a batch that are at different places.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class World(NamedTuple):
     init: Callable[[PRNGKeyArray], dict]
     """key -> random parameters in the compute dtype."""
     encode: Callable[..., ImageCondition]
-    """(params, image [b h w 3] in [-1, 1], horizon=None) -> condition. Frames past `horizon` latent frames, if given, are not
-    exact: a stream that is known to be short saves the time."""
+    """(params, image [b h w 3] in [-1, 1], horizon=None) -> condition. Only the first `horizon` latent frames are exact,
+    if it is given: a stream that is known to be short saves the time."""
     begin: Callable[..., StreamState]
     """(params, condition, keys [b]) -> the state of new streams."""
     network: Callable[..., Network]
@@ -106,7 +106,9 @@ def build(cfg: WorldConfig, settings: Settings = Settings()) -> World:  # noqa: 
         return StreamState(
             key=jax.random.key_data(keys),
             position=jnp.zeros(batch, jnp.int32),
-            rows=Actions(*(jnp.zeros((batch, history, n), jnp.float32) for n in (action.keyboard_dim, action.mouse_dim))),
+            rows=Actions(
+                *(jnp.zeros((batch, history, n), jnp.float32) for n in (action.keyboard_dim, action.mouse_dim))
+            ),
             condition=condition.latents,
             image=dit.prepare_image(params["dit"], cfg.dit, condition.features, dtype),
             cache=init_cache(cfg.dit, batch, dtype),
@@ -116,7 +118,7 @@ def build(cfg: WorldConfig, settings: Settings = Settings()) -> World:  # noqa: 
         )
 
     def seen_rows(state: StreamState, actions: Actions) -> Actions:
-        """History and the chunk's rows; rows before a stream's first, which is row `stride` of its first chunk, equal it."""
+        """History and the chunk's rows; those before a stream's first, row `stride` of its first chunk, equal it."""
         new = (state.position == 0)[:, None, None]
 
         def join(past, rows):
@@ -158,7 +160,7 @@ def build(cfg: WorldConfig, settings: Settings = Settings()) -> World:  # noqa: 
         latents = sample(bound.denoise, draw(state) if noise is None else noise, sigmas).x0
         return latents, bound.commit(latents)
 
-    def decode(params: dict, latents: Array, position: Int[Array, "b"], cache):
+    def decode(params: dict, latents: Array, position: Int[Array, " b"], cache):
         frames, cache = decoder_model.decode_step(
             params[decoder_params], decoder_cfg, latents.astype(dtype), position == 0, cache, dtype=dtype
         )

@@ -26,8 +26,8 @@ def sample(
     """The clean chunk: mix in fresh noise up to the next sigma, predict x0 = x - sigma * velocity, and again.
 
     `denoise(x, timestep [1, 1])` is the velocity. noise[:, 0] starts the chunk and noise[:, i] re-noises before step i.
-    Training leaves after step `exit`, which may be traced: one program for all of them. None takes every step. The network
-    is compiled once for all steps.
+    Training leaves after step `exit`, which may be traced: one program for all of them. None takes every step. The
+    network is compiled once for all steps.
     """
     sigma = jnp.asarray(sigmas, jnp.float32)
     kept = (1 - sigma).at[0].set(0.0)  # the first step starts from noise alone, whatever its sigma
@@ -42,9 +42,12 @@ def sample(
     return jax.lax.fori_loop(0, len(sigmas) if exit is None else exit + 1, step, Sample(blank, blank))
 
 
-def rollout(step: Callable[[State, Inputs], tuple[Outputs, State]], state: State, inputs: Inputs) -> tuple[Outputs, State]:
-    """Chunks one after another: a scan of `step(state, inputs of one chunk) -> (outputs, state)` over the leading axis of
-    `inputs`; the outputs are stacked along a new leading axis."""
+def rollout(
+    step: Callable[[State, Inputs], tuple[Outputs, State]], state: State, inputs: Inputs
+) -> tuple[Outputs, State]:
+    """Chunks one after another: a scan of `step(state, inputs of one chunk) -> (outputs, state)` over the leading axis
+    of `inputs`; the outputs are stacked along a new leading axis.
+    """
 
     def body(state, chunk):
         outputs, state = step(state, chunk)

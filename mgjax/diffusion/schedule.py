@@ -24,7 +24,9 @@ def step_sigmas(steps: tuple[int, ...], shift: float) -> np.ndarray:
 
 
 def training_weights(shift: float) -> np.ndarray:
-    """Loss weight of each table entry, float64 [1000], mean 1: exp(-2 ((t - 500) / 1000)^2) minus its minimum, scaled."""
+    """Loss weight of each table entry, float64 [1000], mean 1: exp(-2 ((t - 500) / 1000)^2) minus its minimum,
+    scaled.
+    """
     weights = np.exp(-2 * ((NUM_TIMESTEPS * sigmas(shift) - 500) / 1000) ** 2)
     weights -= weights.min()
     return weights * NUM_TIMESTEPS / weights.sum()

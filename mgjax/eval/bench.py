@@ -1,7 +1,7 @@
 """How fast a world streams, how much memory it takes, and whether anything is compiled after warm-up.
 
-Three rates are told apart because the field mixes them up: the DiT alone, the DiT with decoding, and frames delivered to the
-host. Actions are the seeded composite of `mgjax.io.actions`, so that runs can be compared.
+Three rates are told apart because the field mixes them up: the DiT alone, the DiT with decoding, and frames delivered
+to the host. Actions are the seeded composite of `mgjax.io.actions`, so that runs can be compared.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mgjax.train import flops
 from mgjax.io.actions import chunk_rows, load_actions, to_chunks
+from mgjax.train import flops
 from mgjax.types import Actions
 from mgjax.world import World, streaming_params
 
@@ -35,7 +35,9 @@ def measure(
     profile: Path | None = None,
     notify: Callable[[str], None] = lambda text: None,
 ) -> dict:
-    """All figures as one JSON-ready dict; seconds, bytes and frames a second. `load()` gives the whole world's parameters."""
+    """All figures as one JSON-ready dict; seconds, bytes and frames a second. `load()` gives the whole world's
+    parameters.
+    """
     cfg = world.cfg
     report = {"model": cfg.name, "settings": world.settings._asdict(), "batch": batch, "machine": machine()}
     with tempfile.TemporaryDirectory() as cache, _compilation_cache(cache):
@@ -131,7 +133,9 @@ def _processor() -> str:
 
 
 def state_bytes(state) -> dict[str, int]:
-    """Bytes of one stream's state, by part. "attention" is what grows with the window; the decoder's cache stands apart."""
+    """Bytes of one stream's state, by part. "attention" is what grows with the window; the decoder's cache stands
+    apart.
+    """
     batch = state.position.shape[0]
 
     def size(tree) -> int:
@@ -174,7 +178,9 @@ def _compile(function, params, state, actions):
 def _script(world: World, batch: int, chunks: int, seed: int) -> list[Actions]:
     rows = load_actions("bench", world.cfg, chunk_rows(world.cfg, chunks), seed)
     parts = to_chunks(*rows, world.cfg, chunks)
-    return [Actions(*(jnp.asarray(np.repeat(part[None], batch, 0)) for part in chunk)) for chunk in zip(*parts, strict=True)]
+    return [
+        Actions(*(jnp.asarray(np.repeat(part[None], batch, 0)) for part in chunk)) for chunk in zip(*parts, strict=True)
+    ]
 
 
 def _time(step, state, script, *, deliver: bool) -> tuple[list[float], object]:

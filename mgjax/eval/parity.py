@@ -1,8 +1,8 @@
 """Parity: this project's conversion, models and streaming path against tensors that the released code put out.
 
-A folder holds `config.json`, `weights.safetensors` (released names) and `io.safetensors` (inputs and outputs); what is in `io`
-tells what kind it is: a DiT stream, the video VAE, the small autoencoder, the image tower, or the schedule alone.
-A folder of `*.json` tables with tensor names and shapes is compared with the names that the models account for.
+A folder holds `config.json`, `weights.safetensors` (released names) and `io.safetensors` (inputs and outputs); what is
+in `io` tells what kind it is: a DiT stream, the video VAE, the small autoencoder, the image tower, or the schedule
+alone. A folder of `*.json` tables with tensor names and shapes is compared with the names that the models account for.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ _PARTS = {"self_attn": "self_attention", "cross_attn": "cross_attention", "actio
 
 
 class Line(NamedTuple):
-    """One comparison. `error` is the relative L2 error; `judged` is False where rounding adds up over several passes."""
+    """One comparison. `error` is the relative L2 error; `judged` is False where rounding adds up over several
+    passes.
+    """
 
     name: str
     error: float
@@ -48,8 +50,9 @@ class Line(NamedTuple):
 
 
 def check(folder: Path, dtype: str = "float32", batch: int = 1) -> Iterator[Line]:
-    """Compares every output in `folder`, computed in `dtype`; with `batch` > 1 that many copies of the same stream are run and
-    the worst counts. InputError where the folder is not of the format."""
+    """Compares every output in `folder`, computed in `dtype`; with `batch` > 1 that many copies of the same stream are
+    run and the worst counts. InputError where the folder is not of the format.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder")
@@ -63,10 +66,8 @@ def check(folder: Path, dtype: str = "float32", batch: int = 1) -> Iterator[Line
     tensors = open_tensors(io)
     values = {name: tensors.read(name).astype(np.float32) for name in tensors.names}
     kinds = (("noise", _stream), ("z", _vae), ("z_ntchw", _taehv), ("features", _clip), ("sigmas", _schedule))
-    for mark, kind in kinds:
-        if mark in values:
-            break
-    else:
+    kind = next((kind for mark, kind in kinds if mark in values), None)
+    if kind is None:
         raise InputError(f"{io} is of no known kind: it holds {', '.join(sorted(values)) or 'nothing'}")
     try:
         for name, ours, judged in kind(folder, values, dtype, batch):

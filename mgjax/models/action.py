@@ -1,8 +1,8 @@
 """Mouse and keyboard injection of one block (design page section 3).
 
 Mouse: every token is joined with its frame's mouse rows and attends over *time* at its own place in the picture.
-Keyboard: tokens attend over the embedded keyboard rows of the frames in sight. These keys and values are the same at every
-token, so they exist once a frame.
+Keyboard: tokens attend over the embedded keyboard rows of the frames in sight. These keys and values are the same at
+every token, so they exist once a frame.
 """
 
 import flax.linen as nn

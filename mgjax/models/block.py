@@ -1,6 +1,7 @@
 """One transformer block of the causal DiT: the single definition that streaming and training share.
 
-With LN a LayerNorm without weights, (shift1, scale1, gate1, shift2, scale2, gate2) = block modulation + e0 (design page section 2):
+LN is a LayerNorm without weights; (shift1, scale1, gate1, shift2, scale2, gate2) = block modulation + e0
+(design page section 2):
 
 (1) x += gate1 * SelfAttention(LN(x) * (1 + scale1) + shift1)
 (2) x += CrossAttention(LayerNorm(x), image tokens)
@@ -25,7 +26,7 @@ from mgjax.ops.rope import Turn, rotate
 
 
 class Attention(nn.Module):
-    """Projections of a self- or cross-attention: q and k are RMS-normed over the whole width before the split into heads."""
+    """Projections of a self- or cross-attention; q and k are RMS-normed over the whole width before the heads part."""
 
     cfg: DiTConfig
     dtype: jnp.dtype

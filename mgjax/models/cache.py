@@ -1,8 +1,8 @@
 """Keys and values that a block keeps of past latent frames, as fixed-shape rings.
 
-Keys are stored after rotation at absolute positions, and softmax does not care about order, so a ring that overwrites its
-oldest frame equals the released roll-and-append. A stream keeps the window without the chunk that is being denoised: half of
-what the released code keeps for a window of 6 and chunks of 3.
+Keys are stored after rotation at absolute positions, and softmax does not care about order, so a ring that overwrites
+its oldest frame equals the released roll-and-append. A stream keeps the window without the chunk that is being
+denoised: half of what the released code keeps for a window of 6 and chunks of 3.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ class KV(NamedTuple):
 
 
 class BlockKV(NamedTuple):
-    """What one block remembers of latent frames. The keyboard's keys are the same at every token and stored once a frame."""
+    """What one block remembers of latent frames; the keyboard's keys, the same at every token, exist once a frame."""
 
     tokens: KV  # [b, t, hp * wp, heads, e]
     mouse: KV | None  # [b, t, hp * wp, heads, e]
@@ -46,13 +46,13 @@ def init_cache(cfg: DiTConfig, batch: int, dtype) -> tuple[BlockKV, ...]:
     return tuple(block(layer) for layer in range(cfg.num_layers))
 
 
-def filled(cfg: DiTConfig, position: Int[Array, "b"]) -> Int[Array, "b"]:
+def filled(cfg: DiTConfig, position: Int[Array, " b"]) -> Int[Array, " b"]:
     """Slots of the ring that hold frames when `position` latent frames were committed; they are the first ones."""
     return jnp.minimum(position, cfg.past)
 
 
-def slots(cfg: DiTConfig, position: Int[Array, "b"], frames: int) -> Int[Array, "b t"]:
-    """Slot of each of the `frames` latent frames that begin at `position`; `cfg.past`, which is none, for those not kept.
+def slots(cfg: DiTConfig, position: Int[Array, " b"], frames: int) -> Int[Array, "b t"]:
+    """Slot of each of the `frames` latent frames from `position` on; `cfg.past`, which is no slot, if it is not kept.
 
     The first `sink` frames of a stream keep their slots for ever; the newest others share the rest as a ring.
     """

@@ -23,13 +23,13 @@ class Context(NamedTuple):
 class Sight(NamedTuple):
     """Which latent frames the frames of this call see.
 
-    A stream gives `past`, the block's ring, and `filled`, how many of its slots are valid; its own frames see one another.
-    Training gives `mask` [t, u] over the call's own frames, static. With neither every frame sees every frame.
+    A stream gives `past`, the block's ring, and `filled`, how many of its slots are valid; its own frames see one
+    another. Training gives `mask` [t, u] over the call's own frames, static. With neither every frame sees every frame.
     No gradient flows into the keys and values of the first `detached` own frames.
     """
 
     past: BlockKV | None = None
-    filled: Int[Array, "b"] | None = None
+    filled: Int[Array, " b"] | None = None
     mask: np.ndarray | None = None
     detached: int = 0
 

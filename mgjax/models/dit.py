@@ -1,7 +1,8 @@
 """The causal diffusion transformer of Matrix-Game 2.0 (arXiv:2508.13009; design page section 2).
 
-A DiT is parameters and functions of them. Its blocks exist in two forms: one entry a layer (`params["blocks"]["0"]`, ...), as
-checkpoints and streams hold them, and two stacked groups with and without actions (`stack`), over which training scans.
+A DiT is parameters and functions of them. Its blocks exist in two forms: one entry a layer (`params["blocks"]["0"]`,
+...), as checkpoints and streams hold them, and two stacked groups with and without actions (`stack`), over which
+training scans.
 
 A stream calls `prepare_image` once, `prepare` once a chunk, `denoise` once a step and `commit` at the end of the chunk.
 Reading the cache (denoise) and writing it (commit) are different functions. Training calls `forward`.
@@ -84,7 +85,7 @@ def _block(cfg: DiTConfig, layer: int, dtype=jnp.float32, implementation: Implem
 
 
 def init(key: PRNGKeyArray, cfg: DiTConfig, dtype=jnp.float32) -> dict:
-    """Random parameters in `dtype`, blocks not stacked; the outputs of the head and of the action modules start at zero."""
+    """Random parameters in `dtype`, blocks not stacked; the head and the action modules put out zeros at first."""
     return create(shapes(cfg), key, dtype, zero=r"^head/out/|/action/\w+/o/")
 
 
@@ -98,7 +99,9 @@ def shapes(cfg: DiTConfig) -> dict:
         return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
 
     def block(has_action):
-        run = nn.init(lambda module: module(x, e0, module.image_kv(tokens), context, Sight()), Block(cfg, has_action, f32))
+        run = nn.init(
+            lambda module: module(x, e0, module.image_kv(tokens), context, Sight()), Block(cfg, has_action, f32)
+        )
         return jax.eval_shape(run, jax.random.key(0))["params"]
 
     kinds = {kind: block(kind) for kind in (True, False)}
@@ -138,10 +141,10 @@ def prepare_image(params: dict, cfg: DiTConfig, features: Float[Array, "b i f"],
 
 
 def action_windows(rows: Float[Array, "b f a"], frames: int, window: int, stride: int) -> Float[Array, "b t r"]:
-    """The flattened rows that each of `frames` latent frames sees: frame i sees rows [stride * i, stride * (i + window)).
+    """The flattened rows that each of `frames` latent frames sees: frame i those from stride * i on, window * stride.
 
-    `rows` begins with the `stride * window` rows before those that latent frame 1 adds: frame i of a stream sees its rows
-    4 i - 12 to 4 i - 1, and rows before the stream's first are copies of row 0 (design page section 3).
+    `rows` begins with the `stride * window` rows before those that latent frame 1 adds: frame i of a stream sees its
+    rows 4 i - 12 to 4 i - 1, and rows before the stream's first are copies of row 0 (design page section 3).
     """
     return jnp.stack([rows[:, stride * i : stride * (i + window)].reshape(rows.shape[0], -1) for i in range(frames)], 1)
 
@@ -177,7 +180,7 @@ class Chunk(NamedTuple):
     image: tuple[KV, ...]  # of `prepare_image`
     context: Context  # of `prepare`
     cache: tuple[BlockKV, ...]  # past latent frames, read only
-    position: Int[Array, "b"]  # latent frames that the cache has seen
+    position: Int[Array, " b"]  # latent frames that the cache has seen
 
 
 def _run(params, cfg, x, timestep, chunk: Chunk, dtype, implementation):
@@ -277,7 +280,7 @@ def forward(
     implementation: Implementation = "xla",
     detached: int = 0,
 ) -> Float[Array, "b t h w c"]:
-    """Velocity of whole sequences, float32, from stacked parameters: a scan over each group with every block rematerialised.
+    """Velocity of whole sequences, float32, from stacked parameters: each group is a scan of rematerialised blocks.
 
     `mask` [t, u] says which latent frames a frame sees; None lets every frame see every frame (the foundation model).
     No gradient flows through the keys and values of the first `detached` frames.

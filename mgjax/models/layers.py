@@ -39,9 +39,9 @@ class JoinDense(nn.Module):
 def create(shapes: dict, key: PRNGKeyArray, dtype=jnp.float32, zero: str = "(?!)") -> dict:
     """Random parameters of the given shapes, leaf by leaf, so that no float32 copy of a large model is made.
 
-    By the leaf's name: `bias` zeros; `scale` and `gamma` ones; `kernel` normal with variance 1 / fan-in (its axes but the
-    last); others normal with variance 1 / (last axis). Leaves whose path matches the regex `zero` are zeros: released
-    networks start with the outputs of their heads and action modules at zero.
+    By the leaf's name: `bias` zeros; `scale` and `gamma` ones; `kernel` normal with variance 1 / fan-in (its axes but
+    the last); others normal with variance 1 / (last axis). Leaves whose path matches the regex `zero` are zeros:
+    released networks start with the outputs of their heads and action modules at zero.
     """
     take = _normals(key)
 
@@ -58,8 +58,9 @@ def create(shapes: dict, key: PRNGKeyArray, dtype=jnp.float32, zero: str = "(?!)
 
 
 def _normals(key: PRNGKeyArray):
-    """take(shape, scale, dtype): the next numbers of an endless row of normal ones, drawn in blocks of one size. XLA compiles
-    one draw and one cut a shape; a draw for every leaf would take it half a minute for a model."""
+    """take(shape, scale, dtype): the next numbers of an endless row of normal ones, drawn in blocks of one size. XLA
+    compiles one draw and one cut a shape; a draw for every leaf would take it half a minute for a model.
+    """
     block, offset, count = None, _BLOCK, 0
 
     def draw():

@@ -386,8 +386,9 @@ def decode_step(
 ) -> tuple[Float[Array, "b f h w 3"], Cache]:
     """Decodes the next latent frames of every row's stream into `temporal_stride` frames each.
 
-    Frames are float32, about in [-1, 1]: as in the released code, whoever shows them clips them. `first` marks the rows whose stream begins with this call: what the cache held of them is forgotten, and of their
-    frames the leading `temporal_stride - 1` do not exist (zeros, to be dropped).
+    Frames are float32, about in [-1, 1]: as in the released code, whoever shows them clips them. `first` marks the rows
+    whose stream begins with this call: what the cache held of them is forgotten, and of their frames the leading
+    `temporal_stride - 1` do not exist (zeros, to be dropped).
     """
 
     def step(carry, z):

@@ -1,7 +1,8 @@
 """Attention between tokens of latent frames.
 
 Keys that a query may see are always a set of whole latent frames, so no mask of tokens exists anywhere:
-a stream passes how many keys are valid (`length`), training passes a static frame mask that `by_frames` cuts into dense calls.
+a stream passes how many keys are valid (`length`), training passes a static frame mask that `by_frames` cuts into dense
+calls.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ def attention(
     q: Float[Array, "b n k e"],
     k: Float[Array, "b s k e"],
     v: Float[Array, "b s k e"],
-    length: Int[Array, "b"] | None = None,
+    length: Int[Array, " b"] | None = None,
     implementation: Implementation = "xla",
 ) -> Float[Array, "b n k e"]:
     """Softmax attention over the first `length` keys of each row (None: over all), scaled by 1 / sqrt(e).
@@ -56,7 +57,9 @@ def _tiled(q, k, v, length):
 
     def head(args):
         q, k, v, length = args
-        tile = jax.checkpoint(lambda q: attention(q[None, :, None], k[None, :, None], v[None, :, None], length)[0, :, 0])
+        tile = jax.checkpoint(
+            lambda q: attention(q[None, :, None], k[None, :, None], v[None, :, None], length)[0, :, 0]
+        )
         return jax.lax.map(tile, q.reshape(-1, size, width)).reshape(queries, width)
 
     def split(x):

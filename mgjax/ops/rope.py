@@ -1,8 +1,9 @@
 """Rotary position embedding with absolute positions that never lose precision.
 
-Neighbouring channels (2i, 2i + 1) are a complex number that turns by position * frequency_i (arXiv:2104.09864). Computed in
-float32 the angle of position 1,000,000 is off by 0.03 rad. Here a position is written in base 1024 and the turn is the product
-of one exact table entry a digit, so its error stays below 4e-7 for every position up to 2**30 (five years at 6 a second).
+Neighbouring channels (2i, 2i + 1) are a complex number that turns by position * frequency_i (arXiv:2104.09864).
+Computed in float32 the angle of position 1,000,000 is off by 0.03 rad. Here a position is written in base 1024 and the
+turn is the product of one exact table entry a digit, so its error stays below 4e-7 for every position up to 2**30 (five
+years at 6 a second).
 """
 
 from typing import NamedTuple
