@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 COMMANDS = {
@@ -14,6 +15,7 @@ COMMANDS = {
     "bench": "measure speed, memory and compilations",
     "info": "list the models, their sizes and their states",
     "record": "record action-annotated video from a game engine",
+    "agents": "measure what agents do in an engine, or train the learned one",
     "data": "check, show, import, export and encode recordings",
 }
 
@@ -38,6 +40,9 @@ def main(argv: list[str] | None = None) -> None:
     if argv[0] not in COMMANDS:
         print(f"mgjax: there is no command {argv[0]!r}\n{_usage()}", file=sys.stderr)
         sys.exit(2)
+
+    # XLA writes pages about instruction sets when it loads a compiled program from its cache on disk; nothing is wrong then.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
     import tyro
 

@@ -5,8 +5,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 
 def progress_bar(console: Console) -> Progress:
-    """Spinner, what is done, bar, count and time left."""
+    """Spinner, what is done, bar, count and time left. In a log, where nothing can be drawn over, there is no bar."""
     return Progress(
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=console,
+        console=console, disable=not console.is_terminal,
     )  # fmt: skip

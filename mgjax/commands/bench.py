@@ -16,7 +16,7 @@ def main(
     weights: Path | None = None,
     decoder: Decoder = "wan",
     dtype: DType = "auto",
-    attention: Attention = "xla",
+    attention: Attention = "auto",
     batch: int = 1,
     chunks: int = 20,
     seed: int = 0,
@@ -32,24 +32,26 @@ def main(
         weights: a folder made by `mgjax convert`.
         decoder: wan, the full video decoder, or taehv, the small fast one.
         dtype: of the computation; auto is float32 on a CPU and bfloat16 elsewhere.
-        attention: xla runs everywhere; cudnn is the fused kernel of NVIDIA GPUs.
+        attention: xla is the plain form, tiled the one for CPUs, cudnn the fused kernel of NVIDIA GPUs; auto chooses.
         batch: streams stepped together.
         chunks: how many are measured, after the warm-up.
         seed: of weights, noise and actions.
         json: also write the figures to this file.
         profile: write a trace of the measured chunks into this folder (TensorBoard, Perfetto).
     """
-    if batch < 1 or chunks < 2:
-        raise InputError("a benchmark needs at least one stream and two chunks")
-
     import json as json_format
 
     from rich.console import Console
 
     from mgjax.commands import _world
     from mgjax.eval import bench
-    from mgjax.io.files import atomic_path
+    from mgjax.io.files import atomic_path, check_writable
 
+    if batch < 1 or chunks < 2:
+        raise InputError("a benchmark needs at least one stream and two chunks")
+    _world.check_seed(seed)
+    if json is not None:
+        check_writable(json)
     console = Console(highlight=False)
     world = _world.build(
         _world.world_config(model, weights, random_weights=weights is None), _world.settings(dtype, decoder, attention)
@@ -107,7 +109,10 @@ def _table(report: dict):
         ("MFU", "peak unknown" if report["mfu"] is None else f"{100 * report['mfu']:.1f} %"),
         ("compilations after warm-up", str(report["compilations_after_warm_up"])),
         ("state of one stream: attention", size(state["attention"])),
-        *((f"  {part.replace('_', ' ')}", size(state[part])) for part in ("self_attention", "mouse", "keyboard", "image")),
+        *(
+            (f"  {part.replace('_', ' ')}", size(state[part]))
+            for part in ("self_attention", "mouse", "keyboard", "image")
+        ),
         ("state of one stream: decoder cache", size(state["decoder"])),
         ("state of one stream: rest", size(state["other"])),
         ("temporaries of the chunk step", size(memory["temporaries_bytes"])),

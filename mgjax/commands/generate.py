@@ -27,7 +27,7 @@ def main(
     state: Path | None = None,
     save_state: Path | None = None,
     dtype: DType = "auto",
-    attention: Attention = "xla",
+    attention: Attention = "auto",
 ) -> None:
     """Makes a video from a picture and a script of actions.
 
@@ -45,20 +45,31 @@ def main(
         state: a file made by --save-state: go on from there, without a picture.
         save_state: write the stream's state after the last frame, to go on later or to fork the world.
         dtype: of the computation; auto is float32 on a CPU and bfloat16 elsewhere.
-        attention: xla runs everywhere; cudnn is the fused kernel of NVIDIA GPUs.
+        attention: xla is the plain form, tiled the one for CPUs, cudnn the fused kernel of NVIDIA GPUs; auto chooses.
     """
     from mgjax.commands import _world
-    from mgjax.io.actions import chunk_rows, load_actions, to_chunks
+    from mgjax.io.actions import MAX_ROWS, chunk_rows, load_actions, to_chunks
+    from mgjax.io.files import check_writable
 
     if (image is None) == (state is None):
         raise InputError("give either --image, to begin a world, or --state, to go on in one")
     if chunks is not None and chunks < 1:
         raise InputError(f"--chunks {chunks}: at least one chunk is needed")
+    _world.check_seed(seed)
+    for path in (out, save_state):
+        if path is not None and path.is_dir():
+            raise InputError(f"cannot write {path}: it is a folder")
+        if path is not None:
+            check_writable(path)
+    if save_state is not None and save_state.resolve() == out.resolve():
+        raise InputError(f"--out and --save-state are both {out}")
     cfg = _world.world_config(model, weights, random_weights)
     world = _world.build(cfg, _world.settings(dtype, decoder, attention))
     rows = None
     if chunks is not None:
         rows = chunks * cfg.chunk_frames if state else chunk_rows(cfg, chunks)
+        if rows > MAX_ROWS:
+            raise InputError(f"--chunks {chunks}: at most {MAX_ROWS} frames can be made at once")
     keyboard, mouse = load_actions(actions, cfg, rows, seed)
     if not len(keyboard):
         raise InputError("the actions hold no row: give at least one frame, as in --actions 'w:24'")
@@ -79,7 +90,7 @@ def _stream(world, weights, image, state, script, keyboard, mouse, seed, out, ov
     from mgjax.stream.session import Session
     from mgjax.types import Actions
 
-    cfg, console = world.cfg, Console(stderr=True)
+    cfg, console = world.cfg, Console(stderr=True, soft_wrap=True, highlight=False)
     picture = None if image is None else load_image(image, cfg.height, cfg.width)[None]
     _world.use_compilation_cache()
     if weights is None:
@@ -89,9 +100,13 @@ def _stream(world, weights, image, state, script, keyboard, mouse, seed, out, ov
         params = _world.load_params(world, weights, encoders=state is None)
         progress.update(task, description="encoding the picture" if state is None else "loading the state")
         if state is None:
-            session = Session.start(world, params, picture, [seed], horizon=len(script[0]) * cfg.dit.chunk)
+            # A stream that ends here needs no more of the picture's condition; one that is saved may go on without end.
+            horizon = None if save_state else len(script[0]) * cfg.dit.chunk
+            session = Session.start(world, params, picture, [seed], horizon)
         else:
             session = Session.load(world, params, state)
+            if session.streams != 1:
+                raise InputError(f"{state} holds {session.streams} streams side by side, and a video is made of one")
         del params
         progress.update(task, description="streaming", total=len(script[0]))
         # Frame k + 1 shows what row k did; frame 0 is the picture, before any row.
@@ -105,7 +120,7 @@ def _stream(world, weights, image, state, script, keyboard, mouse, seed, out, ov
                 video.write(draw_controls(frame, *controls, cfg.control) if overlay and controls else frame)
                 count += 1
             progress.advance(task)
-    console.print(f"{out}: {count} frames, {count / cfg.fps:.1f} s at {cfg.fps} frames a second")
+    console.print(f"{out}: {count} frames, {count / cfg.fps:.1f} s at {cfg.fps} frames a second", markup=False)
     if save_state is not None:
         session.save(save_state)
-        console.print(f"{save_state}: the state after them; go on with --state {save_state}")
+        console.print(f"{save_state}: the state after them; go on with --state {save_state}", markup=False)

@@ -26,22 +26,31 @@ def main(weights: Path | None = None) -> None:
     from mgjax.world import Settings, build
 
     configs = list(PRESETS.values()) if weights is None else [checkpoint.read_config(weights)]
-    table = Table("model", "video", "keys", "mouse", "window", "steps", "DiT", "VAE", "TAEHV", "CLIP", "state (bfloat16)")
+    known = {}  # the released models share all but the transformer
+
+    def shapes(name, cfg):
+        key = name, getattr(cfg, name)
+        if key not in known:
+            known[key] = convert.shapes(name, cfg)
+        return known[key]
+
+    table = Table(
+        "model", "video", "keys", "mouse", "window", "steps", "DiT", "VAE", "TAEHV", "CLIP", "state (bfloat16)"
+    )
     for cfg in configs:
-        counts = {
-            name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(convert.shapes(name, cfg)))
-            for name in convert.COMPONENTS
-        }
+        trees = {name: shapes(name, cfg) for name in convert.COMPONENTS}
+        counts = {name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for name, tree in trees.items()}
         state = "does not stream"
         if cfg.dit.window is not None:
             world = build(cfg, Settings("bfloat16"))
             condition = ImageCondition(
-                jax.ShapeDtypeStruct((1, 1, cfg.dit.latent_height, cfg.dit.latent_width, cfg.dit.latent_channels), "float32"),
+                jax.ShapeDtypeStruct(
+                    (1, 1, cfg.dit.latent_height, cfg.dit.latent_width, cfg.dit.latent_channels), "float32"
+                ),
                 jax.ShapeDtypeStruct((1, cfg.dit.image_tokens, cfg.dit.image_dim), jnp.bfloat16),
             )
-            params = {name: convert.shapes(name, cfg) for name in ("dit", "vae")}
             keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-            sizes = state_bytes(jax.eval_shape(world.begin, params, condition, keys))
+            sizes = state_bytes(jax.eval_shape(world.begin, trees, condition, keys))
             state = f"{sizes['attention'] / 1e6:,.1f} MB + decoder {sizes['decoder'] / 1e6:,.1f} MB"
         table.add_row(
             cfg.name, f"{cfg.height}x{cfg.width} at {cfg.fps}", " ".join(cfg.control.columns),

@@ -33,9 +33,9 @@ def main(
     if batch < 1:
         raise InputError(f"--batch {batch}: at least one stream is needed")
     use_compilation_cache()
-    console, lines = Console(highlight=False), []
+    console, lines = Console(highlight=False, soft_wrap=True), []
     for folder in folders:
-        console.print(f"[bold]{folder}[/]")
+        console.print(str(folder), style="bold", markup=False)
         for line in check(folder, dtype, batch):
             verdict = "[green]ok[/]" if line.passed else "[red]FAILED[/]"
             console.print(f"  {line.name:<36} {line.error:9.2e}  {verdict if line.judged else '-'}")

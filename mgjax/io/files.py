@@ -27,7 +27,7 @@ def atomic_path(path: Path, *, replace_folder: bool = False) -> Iterator[Path]:
         InputError: nothing can be written there, a folder is in the way, or the disk is full.
     """
     path = Path(os.path.abspath(path))
-    _check(path, replace_folder)
+    check_writable(path, replace_folder=replace_folder)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         yield temporary
@@ -41,8 +41,13 @@ def atomic_path(path: Path, *, replace_folder: bool = False) -> Iterator[Path]:
         _remove(temporary)
 
 
-def _check(path: Path, replace_folder: bool) -> None:
-    """Finds out early, before minutes of work, what would stop the rename."""
+def check_writable(path: Path, *, replace_folder: bool = False) -> None:
+    """Finds out early, before minutes of work, what would stop a file or folder from getting the name `path`.
+
+    Raises:
+        InputError: nothing can be written there, or a folder is in the way.
+    """
+    path = Path(os.path.abspath(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -35,6 +35,11 @@ class Session:
         params = streaming_params(world, params)
         return cls(world, params, jax.jit(world.begin)(params, condition, keys))
 
+    @property
+    def streams(self) -> int:
+        """How many streams run side by side."""
+        return self.state.position.shape[0]
+
     def step(self, actions: Actions) -> list[UInt8[np.ndarray, "f h w 3"]]:
         """Plays the rows [b, 12] of the next chunk; the new frames of every stream: 9 of a stream's first chunk, then 12."""
         first = np.asarray(self.state.position) == 0

@@ -53,7 +53,7 @@ def _paths(state) -> dict[str, jax.Array]:
 def _like(world: World, params: dict, file) -> StreamState:
     """Shapes of a state with the batch and the horizon of the one in `file`."""
     dit = world.cfg.dit
-    shape = file.get_slice("condition").get_shape()
+    shape = _condition_shape(world, file)
     condition = ImageCondition(
         latents=jax.ShapeDtypeStruct(shape, jnp.float32),
         features=jax.ShapeDtypeStruct((shape[0], dit.image_tokens, dit.image_dim), jnp.dtype(world.settings.dtype)),
@@ -62,10 +62,22 @@ def _like(world: World, params: dict, file) -> StreamState:
     return jax.eval_shape(world.begin, params, condition, keys)
 
 
+def _condition_shape(world: World, file) -> tuple[int, ...]:
+    """[b, t, h, w, c] of the picture's condition: the one leaf that tells the batch and the horizon."""
+    dit = world.cfg.dit
+    shape = tuple(file.get_slice("condition").get_shape())
+    if len(shape) != 5 or 0 in shape or shape[2:] != (dit.latent_height, dit.latent_width, dit.latent_channels):
+        raise SafetensorError(f"its condition is of shape {shape}")
+    return shape
+
+
 def save(path: str | Path, world: World, params: dict, state: StreamState) -> None:
     """Writes `state` to `path`; the file stands there only when it is whole."""
     with atomic_path(Path(path)) as temporary:
-        save_file(_paths(state), temporary, metadata=_identity(world, params))
+        try:
+            save_file(_paths(state), temporary, metadata=_identity(world, params))
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"cannot write the stream state {path}: {error}") from error
 
 
 def load(path: str | Path, world: World, params: dict) -> StreamState:
@@ -87,6 +99,13 @@ def load(path: str | Path, world: World, params: dict) -> StreamState:
     for name, leaf in expected.items():
         if name not in tensors or tensors[name].shape != leaf.shape or tensors[name].dtype != leaf.dtype:
             raise InputError(f"the stream state {path} is damaged: {name} is missing or misshapen")
+    # One answer for all leaves: a question a leaf would wait for the device each time.
+    finite = jax.device_get({name: jnp.isfinite(leaf).all() for name, leaf in tensors.items()})
+    for name in expected:
+        if not finite[name]:
+            raise InputError(f"the stream state {path} is damaged: {name} holds values that are no numbers")
+    if (np.asarray(tensors["position"]) < 0).any():
+        raise InputError(f"the stream state {path} is damaged: position is negative")
     return jax.tree.unflatten(jax.tree.structure(like), [tensors[name] for name in expected])
 
 

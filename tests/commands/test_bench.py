@@ -1,0 +1,52 @@
+"""`mgjax bench`: every figure that is promised, and nothing compiled after warm-up."""
+
+import json
+
+import pytest
+
+FIGURES = {
+    "model", "settings", "batch", "machine", "start", "state", "memory", "flops_per_chunk", "compilations_after_warm_up",
+    "chunk_s", "fps", "on_time_at_fps", "flops_per_s", "mfu",
+}  # fmt: skip
+
+
+def test_every_figure(mgjax, tiny_weights, tmp_path):
+    path = tmp_path / "figures.json"
+    code, out, _ = mgjax("bench", "--weights", tiny_weights, "--chunks", "2", "--decoder", "taehv", "--json", path)
+    report = json.loads(path.read_text())
+    assert code == 0
+    assert report["compilations_after_warm_up"] == 0
+    assert set(report) == FIGURES
+    assert set(report["start"]) == {
+        "load_s", "encode_s", "compile_s", "first_chunk_s", "cold_start_s", "compile_again_s",
+    }  # fmt: skip
+    assert 0 < report["chunk_s"]["p50"] <= report["chunk_s"]["p95"] <= report["chunk_s"]["p99"]
+    assert all(report["fps"][name] > 0 for name in ("dit_only", "dit_and_decode", "delivered"))
+    parts = report["state"]
+    assert parts["attention"] == sum(parts[name] for name in ("self_attention", "mouse", "keyboard", "image"))
+    assert parts["decoder"] > 0
+    assert report["memory"]["temporaries_bytes"] > 0
+    assert report["memory"]["peak_host_bytes"] > 1e8
+    assert report["flops_per_chunk"] > 1e6
+    assert report["model"] == "tiny"
+    for text in ("compilations after warm-up", "chunk delivered", "DiT only", "state of one stream"):
+        assert text in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--chunks", "1"], "at least one stream and two chunks"),
+        (["--batch", "0"], "at least one stream and two chunks"),
+        (["--seed", "-1"], "a seed is a whole number"),
+        (["--preset", "foundation"], "cannot stream"),
+        (["--preset", "univresal"], "there is no model 'univresal'"),
+        (["--weights", "nowhere"], "nowhere is no mgjax checkpoint"),
+        (["--attention", "cudnn"], "needs an NVIDIA GPU"),
+    ],
+)
+def test_bad_input(mgjax, flags, reason):
+    code, out, err = mgjax("bench", *flags)
+    assert (code, out) == (2, "")
+    assert reason in err
+    assert err.count("\n") == 1

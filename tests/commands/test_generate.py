@@ -1,0 +1,269 @@
+"""`mgjax generate`: from a picture and keys to a video, and one sentence for what cannot be used."""
+
+import resource
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mgjax.io import video
+from mgjax.io.video import read_video
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "picture.png"
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (40, 70, 3), np.uint8)).resize((280, 160)).save(path)
+    return path
+
+
+@pytest.fixture
+def frames_of(mgjax, tiny_weights, tmp_path, monkeypatch):
+    """Runs the command and gives the frames that it handed to the encoder, before they lose anything."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*flags):
+        written = []
+        write = video.VideoWriter.write
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                video.VideoWriter, "write", lambda self, frame: (written.append(frame.copy()), write(self, frame))
+            )
+            code, _, err = mgjax("generate", "--weights", tiny_weights, *flags)
+        assert code == 0, err
+        return np.stack(written)
+
+    return run
+
+
+def test_a_picture_and_keys_become_a_video(frames_of, picture, tmp_path):
+    out = tmp_path / "new folder" / "out.mp4"
+    written = frames_of("--image", picture, "--actions", "w:8 wd:6 w+right:6", "--out", out)
+    frames, rate = read_video(out)
+    assert rate == 25
+    assert frames.shape == written.shape == (21, 32, 48, 3)  # 9 and 12 frames: row r makes frame r + 1
+    assert [item.name for item in out.parent.iterdir()] == ["out.mp4"]
+    # H.264 keeps what is seen, not the bits.
+    assert np.abs(frames.astype(int) - written).mean() < 12
+    assert written.std() > 5
+
+
+@pytest.mark.parametrize("decoder", ["wan", "taehv"])
+def test_a_stream_taken_up_again_is_one_long_stream(frames_of, picture, tmp_path, decoder):
+    common = ["--decoder", decoder, "--no-overlay"]
+    whole = frames_of("--image", picture, "--actions", "w:8 d+right:12", "--chunks", "3", *common)
+    first = frames_of("--image", picture, "--actions", "w:8", *common, "--save-state", "s.state")
+    rest = frames_of(
+        "--state", "s.state", "--actions", "d+right:12", "--chunks", "2", *common, "--save-state", "s.state"
+    )
+    assert (len(first), len(rest), len(whole)) == (9, 24, 33)
+    assert (np.concatenate([first, rest]) == whole).all()
+    again = frames_of("--state", "s.state", "--actions", "w:1", *common)
+    assert again.shape[0] == 12
+    assert (again != rest[-12:]).any()
+
+
+def test_the_seed_decides(frames_of, picture):
+    flags = ["--image", picture, "--chunks", "1"]
+    one, again, other = (frames_of(*flags, "--seed", seed) for seed in (1, 1, 2))
+    assert (one == again).all()
+    assert (one != other).any()
+
+
+def test_actions_reach_the_frames(frames_of, picture):
+    flags = ["--image", picture, "--chunks", "1", "--no-overlay"]
+    assert (frames_of(*flags, "--actions", "w:9") != frames_of(*flags, "--actions", "s:9")).any()
+
+
+def test_the_overlay_covers_corners_only(frames_of, picture):
+    flags = ["--image", picture, "--chunks", "1", "--actions", "w:9"]
+    plain, drawn = frames_of(*flags, "--no-overlay"), frames_of(*flags)
+    changed = (plain != drawn).any((0, 3))
+    assert changed.any()
+    assert not changed[: changed.shape[0] // 4].any()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16", "1"])
+def test_pictures_of_every_mode(frames_of, tmp_path, mode):
+    path = tmp_path / f"picture.{'tif' if mode == 'CMYK' else 'png'}"
+    grey = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 20), np.uint8))
+    picture = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257) if mode == "I;16" else grey.convert(mode)
+    picture.save(path)
+    assert frames_of("--image", path, "--chunks", "1", "--decoder", "taehv").shape == (9, 32, 48, 3)
+
+
+def test_a_rotated_picture_is_seen_upright(frames_of, picture, tmp_path):
+    stored = Image.open(picture).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    stored.save(tmp_path / "turned.png", exif=exif)
+    flags = ["--chunks", "1", "--decoder", "taehv"]
+    assert (frames_of("--image", tmp_path / "turned.png", *flags) == frames_of("--image", picture, *flags)).all()
+
+
+def _truncated(path, source):
+    path.write_bytes(source.read_bytes()[:-200])
+
+
+BAD_PICTURES = {
+    "absent": (lambda path, source: None, "does not exist"),
+    "garbage": (lambda path, source: path.write_bytes(b"\x89PNG" + b"\0" * 99), "is not a picture"),
+    "empty": (lambda path, source: path.write_bytes(b""), "is not a picture"),
+    "truncated": (_truncated, "cannot be read"),
+    "folder": (lambda path, source: path.mkdir(), "is a folder"),
+}
+
+
+def _refused(result, out, reason):
+    """One sentence on stderr, nothing else, and nothing under the video's name."""
+    code, stdout, err = result
+    assert code == 2
+    assert stdout == ""
+    assert reason in err
+    assert err.startswith("mgjax generate: ")
+    assert err.count("\n") == 1
+    assert not out.is_file()
+    assert not [item for item in out.parent.glob(".*tmp*")]
+
+
+@pytest.mark.parametrize("kind", BAD_PICTURES)
+def test_bad_pictures(mgjax, tiny_weights, picture, tmp_path, kind):
+    make, reason = BAD_PICTURES[kind]
+    make(tmp_path / "bad.png", picture)
+    result = mgjax("generate", "--weights", tiny_weights, "--image", tmp_path / "bad.png", "--out", tmp_path / "o.mp4")
+    _refused(result, tmp_path / "o.mp4", reason)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("x:12", "'x', which is nothing here"),
+        ("w", "is not KEYS:FRAMES"),
+        ("w:0", "lasts for no frame"),
+        ("", "empty"),
+        ("nowhere.json", "nowhere.json cannot be read"),
+        ('[{"keyboard": [1, 0, 0]}]', "row 0 has 3 values in place of 4"),
+        ('[{"keyboard": [1, 0, 0, NaN]}]', "right is nan"),
+        ('[{"keys": "w", "mouse": [0]}]', "row 0 has 1 values in place of 2"),
+        ("[]", "no row"),
+        ("{", "not JSON"),
+    ],
+)
+def test_bad_actions(mgjax, tiny_weights, picture, tmp_path, text, reason, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if text[:1] in ("[", "{"):
+        (tmp_path / "rows.json").write_text(text)
+        text = "rows.json"
+    result = mgjax("generate", "--weights", tiny_weights, "--image", picture, "--actions", text, "--out", "o.mp4")
+    _refused(result, tmp_path / "o.mp4", reason)
+
+
+def test_rows_of_a_csv_that_are_no_numbers(mgjax, tiny_weights, picture, tmp_path):
+    (tmp_path / "rows.csv").write_text("forward,yaw\n1,0\nnan,0\n")
+    flags = ["--image", picture, "--actions", tmp_path / "rows.csv", "--out", tmp_path / "o.mp4"]
+    _refused(mgjax("generate", "--weights", tiny_weights, *flags), tmp_path / "o.mp4", "line 3: forward is nan")
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ([], "give either --image"),
+        (["--image", "a.png", "--state", "b"], "give either --image"),
+        (["--chunks", "0"], "at least one chunk"),
+        (["--chunks", "999999999"], "at most 1000000 frames"),
+        (["--seed", "-1"], "a seed is a whole number"),
+        (["--out", "o.gif"], "must end in .mp4"),
+        (["--out", "picture.png/o.mp4"], "cannot write"),
+        (["--out", "folder.mp4"], "it is a folder"),
+        (["--save-state", "folder.mp4"], "it is a folder"),
+        (["--save-state", "picture.png/s"], "cannot write"),
+        (["--save-state", "o.mp4"], "both"),
+        (["--attention", "cudnn"], "needs an NVIDIA GPU"),
+    ],
+)
+def test_bad_flags(mgjax, tiny_weights, picture, tmp_path, flags, reason, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.mp4").mkdir()
+    image = [] if "--image" in flags or not flags else ["--image", picture.name]
+    out = [] if "--out" in flags else ["--out", "o.mp4"]
+    _refused(mgjax("generate", "--weights", tiny_weights, *image, *out, *flags), tmp_path / "o.mp4", reason)
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--model", "universal"], "needs --weights"),
+        (["--model", "foundation", "--random-weights"], "cannot stream"),
+        (["--model", "univresal"], "there is no model 'univresal'; there are universal"),
+        (["--weights", "nowhere"], "nowhere is no mgjax checkpoint"),
+        (["--weights", "picture.png"], "picture.png is a file"),
+    ],
+)
+def test_bad_models(mgjax, picture, tmp_path, flags, reason, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _refused(mgjax("generate", "--image", picture, "--out", "o.mp4", *flags), tmp_path / "o.mp4", reason)
+
+
+def test_weights_of_another_model(mgjax, tiny_weights, picture, tmp_path):
+    flags = ["--model", "nano", "--weights", tiny_weights, "--image", picture, "--out", tmp_path / "o.mp4"]
+    _refused(mgjax("generate", *flags), tmp_path / "o.mp4", "holds the model tiny, not nano")
+
+
+def test_weights_without_a_decoder(mgjax, tiny, tiny_params, picture, tmp_path):
+    from mgjax import checkpoint
+
+    part = {name: tiny_params[name] for name in ("dit", "vae", "clip")}
+    checkpoint.save(tmp_path / "part", tiny, part)
+    flags = ["--weights", tmp_path / "part", "--decoder", "taehv", "--image", picture, "--out", tmp_path / "o.mp4"]
+    _refused(mgjax("generate", *flags), tmp_path / "o.mp4", "holds no taehv weights, only dit, vae, clip")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"garbage" * 100])
+def test_bad_states(mgjax, tiny_weights, tmp_path, content):
+    state = tmp_path / "s.state"
+    if content is not None:
+        state.write_bytes(content)
+    flags = ["--weights", tiny_weights, "--state", state, "--actions", "w:12", "--out", tmp_path / "o.mp4"]
+    reason = "there is no stream state" if content is None else "is not a readable stream state"
+    _refused(mgjax("generate", *flags), tmp_path / "o.mp4", reason)
+
+
+def test_a_state_of_several_streams(mgjax, tiny, tiny_params, tiny_weights, tmp_path):
+    import jax
+    import jax.numpy as jnp
+
+    from mgjax.stream.session import Session
+    from mgjax.world import Settings, build
+
+    world, params = build(tiny, Settings("float32", "taehv")), jax.tree.map(jnp.asarray, tiny_params)
+    Session.start(world, params, jnp.zeros((2, 32, 48, 3)), [0, 1], horizon=3).save(tmp_path / "two")
+    flags = ["--decoder", "taehv", "--state", tmp_path / "two", "--actions", "w:12", "--out", tmp_path / "o.mp4"]
+    _refused(mgjax("generate", "--weights", tiny_weights, *flags), tmp_path / "o.mp4", "holds 2 streams side by side")
+
+
+def _limit(size):
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_a_process_of_its_own(mgjax_process, tiny_weights, picture, tmp_path):
+    """Warnings are errors there, and a state may not grow past the limit: the video stands, the state does not."""
+    flags = ["--weights", tiny_weights, "--image", picture, "--chunks", "1", "--decoder", "taehv"]
+    files = ["--out", tmp_path / "o.mp4", "--save-state", tmp_path / "s.state"]
+    result = mgjax_process("generate", *flags, *files, preexec_fn=_limit(150_000))
+    assert result.returncode == 2
+    lines = result.stderr.splitlines()
+    assert lines[-1].startswith("mgjax generate: cannot write the stream state")
+    assert "File too large" in lines[-1]
+    assert "Traceback" not in result.stderr
+    assert len(read_video(tmp_path / "o.mp4")[0]) == 9
+    assert not [item for item in tmp_path.iterdir() if "state" in item.name]
+
+
+def test_no_room_for_the_video(mgjax_process, tiny_weights, picture, tmp_path):
+    flags = ["--weights", tiny_weights, "--image", picture, "--chunks", "1", "--decoder", "taehv"]
+    result = mgjax_process("generate", *flags, "--out", tmp_path / "o.mp4", preexec_fn=_limit(4_000))
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("mgjax generate: cannot write the video")
+    assert "Traceback" not in result.stderr
+    assert [item.name for item in tmp_path.iterdir()] == ["picture.png"]

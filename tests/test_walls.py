@@ -1,0 +1,86 @@
+"""Imports point one way (CONTRIBUTING.md, the walls)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import mgjax
+
+ROOT = Path(mgjax.__file__).parent
+MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
+
+PLAIN = {"errors", "types", "config"}
+# What each part may import of mgjax besides itself.
+ALLOWED = {
+    "__init__": set(),
+    "errors": set(),
+    "types": set(),
+    "config": set(),
+    "train_config": {*PLAIN},
+    "ops": {*PLAIN},
+    "io": {*PLAIN},
+    "diffusion": {*PLAIN},
+    "models": {*PLAIN, "ops", "io"},
+    "checkpoint": {*PLAIN, "io"},
+    "sharding": {*PLAIN, "train_config", "ops"},
+    "world": {*PLAIN, "ops", "models", "diffusion"},
+    "stream": {*PLAIN, "io", "world"},
+    "data": {*PLAIN, "io"},
+}
+LIBRARIES = {  # who alone may import them
+    "flax": {"models"},
+    "optax": {"train", "data"},
+    "tyro": {"cli", "commands"},
+    "orbax": {"checkpoint", "train"},
+}
+
+
+def _part(path: Path) -> str:
+    return path.parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> set[str]:
+    """Names of all modules that a file imports, within functions too; what only type checkers see is left out."""
+    tree = ast.parse((ROOT / path).read_text())
+    hidden = {
+        id(node)
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and ast.unparse(branch.test) == "TYPE_CHECKING"
+        for node in ast.walk(branch)
+    }
+    names = set()
+    for node in ast.walk(tree):
+        if id(node) in hidden:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_imports_point_one_way(path):
+    part = _part(path)
+    ours = {name.split(".")[1] for name in _imports(path) if name.startswith("mgjax.")}
+    if part in ALLOWED:
+        assert ours <= ALLOWED[part] | {part}
+    if part not in ("cli", "commands"):
+        assert not ours & {"cli", "commands"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_libraries_stay_where_they_belong(path):
+    found = {name.split(".")[0] for name in _imports(path)} & LIBRARIES.keys()
+    assert not {library for library in found if _part(path) not in LIBRARIES[library]}
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if _part(path) in ("cli", "commands")], ids=str)
+def test_commands_begin_light(path):
+    """At its top a command imports only what its help needs."""
+    tree = ast.parse((ROOT / path).read_text())
+    tops = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in tops}
+    assert not {name.split(".")[0] for name in names} & {"jax", "flax", "optax", "orbax", "grain", "av", "PIL", "numpy"}
