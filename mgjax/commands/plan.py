@@ -20,6 +20,7 @@ def main(
     devices: int = 8,
     hbm: float = 80.0,
     stage: str = "all",
+    depths: tuple[int, int] | None = None,
     target: Annotated[Path | None, tyro.conf.arg(help="XLA description of a GPU (needs the extra `cuda`)")] = None,
 ) -> int:
     """Compiles every stage's step at its full size for virtual devices and prints what one needs. Makes no array.
@@ -36,6 +37,8 @@ def main(
         devices: how many there are.
         hbm: memory of one, in gigabytes (1e9 bytes).
         stage: one stage, or all.
+        depths: compile networks of these two numbers of blocks and extend in a straight line to the whole: minutes for
+            an hour. Memory and collectives of the table are then estimates.
     """
     from mgjax.commands._config import read_config
 
@@ -58,7 +61,7 @@ def main(
     mesh = sharding.make_mesh(cfg.mesh, found)
     fits = True
     print(HEAD, flush=True)
-    for name, needs in plan_ladder(cfg, names, mesh, None if target else "tiled"):
+    for name, needs in plan_ladder(cfg, names, mesh, None if target else "tiled", depths):
         print(row(name, needs, hbm), flush=True)
         fits &= needs.total <= hbm * 1e9
     return 0 if fits else 1

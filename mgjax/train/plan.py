@@ -78,14 +78,57 @@ def gpu_devices(target: Path, count: int) -> list:
     return list(found.devices)
 
 
-def plan_ladder(cfg: TrainConfig, names: list[str], mesh: Mesh, attention: str | None) -> Iterator[tuple[str, Plan]]:
-    """The plan of each stage. `attention` takes the place of what the config says, if given."""
+def plan_ladder(
+    cfg: TrainConfig, names: list[str], mesh: Mesh, attention: str | None, depths: tuple[int, int] | None = None
+) -> Iterator[tuple[str, Plan]]:
+    """The plan of each stage. `attention` takes the place of what the config says, if given.
+
+    `depths` compiles networks of these two numbers of blocks in place of the whole and carries what a block needs on
+    to the full depth: rollouts unroll their blocks, and a compiler takes an hour over 30 of them. State and FLOPs are
+    the whole network's.
+    """
     for name in names:
-        stage_cfg = getattr(cfg, name)
         if attention is not None:
-            stage_cfg = dataclasses.replace(stage_cfg, attention=attention)
-        stage = make_stage(name, dataclasses.replace(cfg, **{name: stage_cfg}))
-        yield name, plan(stage, stage_cfg.batch, mesh, _pretrained(cfg, name))
+            cfg = dataclasses.replace(cfg, **{name: dataclasses.replace(getattr(cfg, name), attention=attention)})
+        full = cfg.world.dit.num_layers
+        if depths is None or name == "vae" or full <= depths[1]:
+            yield name, plan(make_stage(name, cfg), getattr(cfg, name).batch, mesh, _pretrained(cfg, name))
+            continue
+        small, large = (_plan_at(cfg, name, mesh, depth) for depth in depths)
+        stage, batch = make_stage(name, cfg), getattr(cfg, name).batch
+        state = abstract_state(stage, mesh, _pretrained(cfg, name))
+
+        def extend(one: int, other: int, full=full) -> int:
+            return round(one + (other - one) * (full - depths[0]) / (depths[1] - depths[0]))
+
+        kinds = {kind: (small.collectives.get(kind, (0, 0)), moved) for kind, moved in large.collectives.items()}
+        yield (
+            name,
+            Plan(
+                state=_shard_bytes(state),
+                batch=large.batch,
+                temporary=extend(small.temporary, large.temporary),
+                flops=flops.count(stage.step, state, stage.batch_spec(batch)),
+                collectives={kind: tuple(map(extend, *pair)) for kind, pair in kinds.items()},
+            ),
+        )
+
+
+def _plan_at(cfg: TrainConfig, name: str, mesh: Mesh, depth: int) -> Plan:
+    """The plan of a network of `depth` blocks, with its share of action modules."""
+    net = cfg.world.dit
+    world = dataclasses.replace(
+        cfg.world,
+        dit=dataclasses.replace(
+            net, num_layers=depth, num_action_layers=depth * net.num_action_layers // net.num_layers
+        ),
+    )
+    foundation = cfg.foundation or FoundationStage()
+    if foundation.num_action_layers is not None:
+        share = depth * foundation.num_action_layers // net.num_layers
+        foundation = dataclasses.replace(foundation, num_action_layers=share)
+    cfg = dataclasses.replace(cfg, world=world, foundation=foundation)
+    return plan(make_stage(name, cfg), getattr(cfg, name).batch, mesh, _pretrained(cfg, name))
 
 
 def _pretrained(cfg: TrainConfig, name: str) -> dict:

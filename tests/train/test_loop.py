@@ -87,7 +87,7 @@ def test_summary_has_config_versions_and_curves(tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["config"]["weights"] == "somewhere"
     assert summary["versions"]["jax"] == jax.__version__
-    assert summary["last"]["validation"]["step"] == 8
+    assert summary["last"]["validation"]["step"] == 8, metrics.read(tmp_path)
     from PIL import Image
 
     with Image.open(tmp_path / "curves.png") as picture:
