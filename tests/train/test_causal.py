@@ -183,7 +183,7 @@ def test_causal_steps_learn(default, forcing):
 
 def test_consistency_steps_with_lora_learn_and_keep_the_base(default):
     cfg = FewStepStage(
-        **{**COMMON, "optimizer": OptimizerConfig(learning_rate=2e-2)},
+        **{**COMMON, "optimizer": OptimizerConfig(learning_rate=1e-2)},
         grid=6,
         guidance=2.0,
         lora=LoRAConfig(rank=2, alpha=2.0),
@@ -191,8 +191,11 @@ def test_consistency_steps_with_lora_learn_and_keep_the_base(default):
     )
     stage = few_step.make_stage(cfg, default.world)
     batch = tiny.clips(default.world, 4, FRAMES)
-    _, state, losses = run(stage, batch, 20, {"dit": default.params})
-    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    stage, state, losses = run(stage, batch, 40, {"dit": default.params})
+    # The first steps once more, with their own draws, from the weights that came out.
+    step = jax.jit(stage.step)
+    again = [float(step(state._replace(step=jnp.asarray(index)), batch)[1]["loss"]) for index in range(5)]
+    assert np.mean(again) < 0.9 * np.mean(losses[:5])
     for kept in (state.base, state.teacher):
         jax.tree.map(np.testing.assert_array_equal, kept, default.stacked)
     exported = stage.export(state)["dit"]
