@@ -1,12 +1,14 @@
-"""mgjax data: checks, shows, measures and converts recordings."""
+"""mgjax data: checks, shows, measures, converts and encodes recordings."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from mgjax.commands._world import DType
 from mgjax.data.filters import FilterConfig
 from mgjax.errors import InputError
 
@@ -162,15 +164,72 @@ class Bench:
         return 0
 
 
+@dataclass(frozen=True)
+class Encode:
+    """Turns recordings into latents, image condition and CLIP features, which training then reads instead of pictures.
+
+    The same command goes on where it stopped.
+    """
+
+    folder: tyro.conf.Positional[str]
+    """The dataset of recordings."""
+    out: str
+    """Folder of the encoded dataset; windows that are there already are kept."""
+    weights: Path
+    """Checkpoint with the VAE and CLIP tower that training will use."""
+    frames: int = 57
+    """Frames of a window, 1 + 4 (t - 1); each clip is cut into windows from its beginning on."""
+    batch: int = 1
+    """Windows encoded at a time on each device."""
+    dtype: DType = "auto"
+    """Of the computation; auto is float32 on a CPU and bfloat16 elsewhere."""
+    values: Literal["bfloat16", "float32"] = "bfloat16"
+    """How latents, condition and features are stored."""
+    codec: Literal["zstd", "raw"] = "zstd"
+
+    def run(self) -> int:
+        from mgjax import checkpoint
+        from mgjax.commands import _world
+        from mgjax.train.latents import EncodeConfig, encode_dataset
+
+        cfg = checkpoint.read_config(self.weights)
+        compute = _world.settings(self.dtype, "wan", "xla").dtype
+        how = EncodeConfig(self.frames, self.batch, compute, self.values, self.codec)
+        _world.use_compilation_cache()
+        params = {name: checkpoint.load(self.weights, name) for name in ("vae", "clip")}
+        with _encoding_bar() as bar:
+            task = bar.add_task("encoding", total=None, rate=0.0)
+
+            def progress(report) -> None:
+                rate = report.new / report.seconds
+                bar.update(task, completed=report.done + report.damaged, total=report.total, rate=rate)
+
+            report = encode_dataset(self.folder, self.out, params, cfg, how, progress=progress, say=bar.console.print)
+        print(
+            f"{report.new} new windows of {self.frames} frames in {report.seconds:.0f} s, {report.done} in {self.out}"
+        )
+        return 1 if report.damaged else 0
+
+
+def _encoding_bar():
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.2f} windows/s"), TextColumn("ETA"), TimeRemainingColumn(),
+    )  # fmt: skip
+
+
 Command = (
     Annotated[Check, tyro.conf.subcommand("check")]
     | Annotated[Show, tyro.conf.subcommand("show")]
     | Annotated[Import, tyro.conf.subcommand("import")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Encode, tyro.conf.subcommand("encode")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
 )
 
 
 def main(command: tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[Command]]) -> int:
-    """Checks, shows, measures and converts recordings."""
+    """Checks, shows, measures, converts and encodes recordings."""
     return command.run()

@@ -1,4 +1,4 @@
-"""Batches for the stages: windows of recordings, or clips held in memory, encoded as the stage wants them.
+"""Batches for the stages: windows of recordings, encoded now or by `mgjax data encode`, or clips held in memory.
 
 A feed's state is how many clips all processes have taken, so a run continues at the same clip on any number of hosts.
 """
@@ -19,8 +19,10 @@ from mgjax.data.engines import make_engine
 from mgjax.data.feed import Window, windows
 from mgjax.data.record import record_clip, schema_of
 from mgjax.data.schema import to_model
+from mgjax.errors import InputError
 from mgjax.io.files import atomic_path
 from mgjax.train.encode import encode_clips
+from mgjax.train.latents import LatentFeed, is_encoded, latent_items
 from mgjax.train.stage import ClipBatch, Stage, VideoBatch
 from mgjax.train_config import TrainConfig
 
@@ -38,7 +40,7 @@ def make(
     clips are kept in the folder `cache`, which belongs to these weights.
 
     Raises:
-        InputError: the recordings do not fit the world or are too short for the stage.
+        InputError: the recordings do not fit the world or are too short for the stage, or latents are of other weights.
     """
     spec = stage.batch_spec(1)
     pixels = isinstance(spec, VideoBatch)
@@ -54,10 +56,16 @@ def make(
         )
 
     def recordings(path: str, seed: int) -> MakeFeed:
-        def feed(rows: slice, batch: int) -> EncodedFeed:
+        encoded = is_encoded(path)
+        if encoded and pixels:
+            raise InputError(f"{path} holds latents, and stage vae trains on pictures: name the recordings")
+
+        def feed(rows: slice, batch: int) -> EncodedFeed | LatentFeed:
             own = rows.stop - rows.start
             reader = {"process_index": rows.start // own, "process_count": batch // own}
             reading = {"seed": seed, "cfg": cfg.world, "threads": cfg.data.num_threads}
+            if encoded:
+                return latent_items([path], frames, own, params=frozen, **reading, **reader)
             return EncodedFeed(windows([path], frames, own, **reading, **reader), encode)
 
         return feed
