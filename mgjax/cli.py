@@ -1,4 +1,4 @@
-"""The `mgjax` command: finds the command's module, parses its flags with tyro, and turns InputError into one sentence."""
+"""The `mgjax` command: finds a command's module, parses its flags with tyro, turns InputError into one sentence."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"mgjax: there is no command {argv[0]!r}\n{_usage()}", file=sys.stderr)
         sys.exit(2)
 
-    # XLA writes pages about instruction sets when it loads a compiled program from its cache on disk; nothing is wrong then.
+    # XLA prints pages about instruction sets when it loads a compiled program from the disk, and nothing is wrong then.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
     import tyro

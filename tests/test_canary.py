@@ -11,7 +11,7 @@ import jaxlib
 
 ADVICE = f"jaxlib {jaxlib.__version__} computes wrong sums on this CPU: install another release and exclude this one"
 
-# Row i is (i, 0, 0), so that the last sum is 32768 ** 2; the row past a multiple of the vector width is what went wrong.
+# Row i is (i, 0, 0), so that the last sum is 32768 ** 2; the last row, past a round number, is what went wrong.
 SQUARES = """
 import jax, jax.numpy as jnp
 i = jnp.arange(32_769, dtype=jnp.float32)

@@ -46,8 +46,8 @@ def check_seed(seed: int) -> None:
 
 
 def settings(dtype: DType, decoder: Decoder, attention: Attention) -> Settings:
-    """How to compute. "auto" is float32 and tiled attention on a CPU, where bfloat16 is no faster; bfloat16 elsewhere, with the
-    fused attention on NVIDIA."""
+    """How to compute. "auto" is float32 and tiled attention on a CPU, where bfloat16 is no faster; elsewhere bfloat16,
+    with the fused attention on NVIDIA."""
     import jax
 
     from mgjax.world import Settings
@@ -75,7 +75,7 @@ def build(cfg: WorldConfig, how: Settings) -> World:
 
 
 def load_params(world: World, weights: Path | None, *, encoders: bool = True) -> dict:
-    """Parameters in the compute dtype: of the checkpoint, or random. Without `encoders` only those that carry a stream on."""
+    """Parameters in the compute dtype: a checkpoint's, or random. Without `encoders` those that carry a stream on."""
     import jax
 
     from mgjax import checkpoint

@@ -25,7 +25,8 @@ def main(
 ) -> int:
     """Streams the seeded composite and prints what it takes; exits with 1 if anything was compiled after warm-up.
 
-    Without --weights random weights are used: speed does not depend on them. Machines are noisy: compare ratios of one run.
+    Without --weights random weights are used: speed does not depend on them. Machines are noisy: compare ratios of
+    one run.
 
     Args:
         model: a preset (default: nano, or what the weights are of).

@@ -55,7 +55,8 @@ def main(weights: Path | None = None) -> None:
         table.add_row(
             cfg.name, f"{cfg.height}x{cfg.width} at {cfg.fps}", " ".join(cfg.control.columns),
             "yes" if cfg.dit.action.mouse_dim else "no", str(cfg.dit.window or "global"),
-            " ".join(map(str, cfg.sampler.steps)), *(f"{counts[name]:,}" for name in ("dit", "vae", "taehv", "clip")), state,
+            " ".join(map(str, cfg.sampler.steps)),
+            *(f"{counts[name]:,}" for name in ("dit", "vae", "taehv", "clip")), state,
         )  # fmt: skip
     Console().print(table)
     if weights is not None:

@@ -21,7 +21,7 @@ class Session:
     """Streams of one world, all rows of the batch stepped together."""
 
     def __init__(self, world: World, params: dict, state: StreamState, step=None):
-        """`params` as of `streaming_params`; `state` belongs to the session from now on. `step` shares a compiled one."""
+        """`params` as of `streaming_params`; `state` belongs to the session from now on; `step`: a compiled one."""
         self.world, self.params, self.state = world, params, state
         self._step = step or jax.jit(world.chunk_step, donate_argnums=1)
 
@@ -29,7 +29,7 @@ class Session:
     def start(
         cls, world: World, params: dict, image: Float[Array, "b h w 3"], seeds: list[int], horizon: int | None = None
     ) -> Session:
-        """New streams, one a picture, in [-1, 1]; `horizon` as in `World.encode`. `params` are those of the whole world."""
+        """New streams, one a picture in [-1, 1], with the whole world's `params`; `horizon` as in `World.encode`."""
         condition = jax.jit(world.encode, static_argnames="horizon")(params, image, horizon=horizon)
         keys = jnp.stack([jax.random.key(seed) for seed in seeds])
         params = streaming_params(world, params)
@@ -41,7 +41,7 @@ class Session:
         return self.state.position.shape[0]
 
     def step(self, actions: Actions) -> list[UInt8[np.ndarray, "f h w 3"]]:
-        """Plays the rows [b, 12] of the next chunk; the new frames of every stream: 9 of a stream's first chunk, then 12."""
+        """Plays the rows [b, 12] of the next chunk; returns each stream's new frames: 9 of its first chunk, then 12."""
         first = np.asarray(self.state.position) == 0
         frames, self.state = self._step(self.params, self.state, actions)
         absent = self.world.cfg.vae.temporal_stride - 1

@@ -1,6 +1,6 @@
 """Saving streams to a file and taking them up again in another process.
 
-A snapshot is one safetensors file: every leaf of the StreamState, bit for bit, and in its header what the state belongs to.
+A snapshot is one safetensors file: every leaf of the StreamState, bit for bit, and in its header what it belongs to.
 The frames that follow a load are those that would have followed the save, on the same kind of device and jaxlib.
 """
 
@@ -116,4 +116,5 @@ def _refusal(path: Path, name: str, found: dict[str, str], expected: str) -> str
         return f"the stream state {path} was made by the model {found.get(name)!r}, not {expected!r}"
     if name == "settings":
         return f"the stream state {path} was made with the settings {found.get(name)}, not {expected}"
-    return f"the stream state {path} was made with another {'config of this model' if name == 'config' else 'set of weights'}"
+    what = {"config": "config of this model", "weights": "set of weights"}[name]
+    return f"the stream state {path} was made with another {what}"

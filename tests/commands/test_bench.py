@@ -5,8 +5,8 @@ import json
 import pytest
 
 FIGURES = {
-    "model", "settings", "batch", "machine", "start", "state", "memory", "flops_per_chunk", "compilations_after_warm_up",
-    "chunk_s", "fps", "on_time_at_fps", "flops_per_s", "mfu",
+    "model", "settings", "batch", "machine", "start", "state", "memory", "flops_per_chunk",
+    "compilations_after_warm_up", "chunk_s", "fps", "on_time_at_fps", "flops_per_s", "mfu",
 }  # fmt: skip
 
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from mgjax.config import from_json, to_json
 from mgjax.errors import InputError
@@ -141,9 +141,9 @@ def test_another_world_is_refused(tiny, params, saved, decoder, change, reason):
 
 def test_other_settings_are_refused(tiny, params, saved, decoder):
     other = {"wan": "taehv", "taehv": "wan"}[decoder]
-    with pytest.raises(InputError, match=f'"{decoder}".*not.*"{other}"'):
+    with pytest.raises(InputError, match=rf'"{decoder}".*not.*"{other}"'):
         snapshot.load(saved[0], _world(tiny, other), params)
-    with pytest.raises(InputError, match="float32.*not.*bfloat16"):
+    with pytest.raises(InputError, match=r"float32.*not.*bfloat16"):
         snapshot.load(saved[0], build(tiny, Settings("bfloat16", decoder)), params)
 
 
