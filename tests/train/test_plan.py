@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import pytest
 from mgjax.train import flops
 from mgjax.train.plan import count_collectives
 
+NANO = Path(__file__).parents[2] / "configs" / "nano.py"
 HLO = """\
 HloModule jit_step, entry_computation_layout={()->f32[]}
 
@@ -63,7 +65,7 @@ def test_flops_of_products_loops_and_branches():
 
 @pytest.mark.slow
 def test_the_command_says_what_nano_needs_on_four_devices():
-    command = [sys.executable, "-m", "mgjax.cli", "plan", "configs/nano.py", "mesh.fsdp=4"]
+    command = [sys.executable, "-c", "from mgjax.cli import main; main()", "plan", str(NANO), "mesh.fsdp=4"]
     done = subprocess.run([*command, "--devices", "4", "--stage", "foundation"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "| foundation |" in done.stdout
