@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mgjax.config import WorldConfig
+from mgjax.models import dit
 from mgjax.train.distil import distillation
 from mgjax.train.fit import clip_spec
 from mgjax.train.lora import tuning
@@ -89,6 +90,9 @@ def make_stage(cfg: LongStage, world: WorldConfig) -> Stage:
             lambda: start_streams(params, clips, noise[:, :first], exit),
             lambda: state.stream,
         )
+        # The picture's keys and values are the current weights'; the rest of the cache stays as it was written.
+        image = dit.prepare_image(params["dit"], net.dit, stream.clips.features, net.dtype)
+        stream = stream._replace(state=stream.state._replace(image=image))
         rows = chunk_rows(net, stream.clips.actions, stream.frames, new)
         rolled, after = roll(functions, params, stream.state, rows, noise[:, first:], exit, keep=True)
         made = clip_of(rolled.latents)
@@ -104,9 +108,9 @@ def make_stage(cfg: LongStage, world: WorldConfig) -> Stage:
 
         def generator_loss(trained, piece):
             rolled, rows, tail, clips, score, counts = piece
-            x = repeat_steps(
-                functions, net, tune.merge(trained, state.base), chunks_first(rolled), chunks_first(rows), levels[exit]
-            )
+            weights = tune.merge(trained, state.base)
+            made = chunks_first(rolled), chunks_first(rows), levels[exit]
+            x = repeat_steps(functions, net, weights, clips.features, *made)
             x = jnp.concatenate([tail, x], 1)
             return distil.generator_loss(state, x, clips, score, start, counts)
 

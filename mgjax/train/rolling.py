@@ -115,17 +115,26 @@ def replay(
 
 
 def repeat_steps(
-    world: World, net: Network, weights: Params, rolled: Rolled, rows: Actions, sigma: Float[Array, ""]
+    world: World,
+    net: Network,
+    weights: Params,
+    features: Float[Array, "b i f"],
+    rolled: Rolled,
+    rows: Actions,
+    sigma: Float[Array, ""],
 ) -> Float[Array, "b t h w c"]:
-    """The latents of `rolled`, whose states were kept, as a differentiable function of `weights`."""
+    """The latents of `rolled`, whose states were kept, as a differentiable function of `weights`: of the last steps
+    and of the keys and values of the picture, which belong to them; the rest of the cache is as it was."""
+    params = {"dit": dit.unstack(cast(weights, net.dtype), net.dit)}
+    image = dit.prepare_image(params["dit"], net.dit, features, net.dtype)
 
     @jax.checkpoint
-    def step(weights, state, rows, last):
-        params = {"dit": dit.unstack(cast(weights, net.dtype), net.dit)}
-        return last - sigma * world.network(params, state, rows).denoise(last, timestep(sigma)[None, None])
+    def step(params, image, state, rows, last):
+        network = world.network(params, state._replace(image=image), rows)
+        return last - sigma * network.denoise(last, timestep(sigma)[None, None])
 
     def body(carry, inputs):
-        return carry, step(weights, *inputs)
+        return carry, step(params, image, *inputs)
 
     _, x0 = jax.lax.scan(body, None, (rolled.before, rows, rolled.last))
     return clip_of(x0)

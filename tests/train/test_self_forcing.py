@@ -127,7 +127,7 @@ def test_t3_17_parallel_replay_is_the_sequential_gradient(student, rolled):
     made, sigma = rolled[1], jnp.float32(student.levels[1])
 
     def sequential(weights):
-        x = repeat_steps(student.functions, student.net, weights, made, student.rows, sigma)
+        x = repeat_steps(student.functions, student.net, weights, student.clips.features, made, student.rows, sigma)
         return jnp.mean(jnp.square(x - student.target))
 
     loss, grads = jax.jit(jax.value_and_grad(sequential))(student.weights)
@@ -155,7 +155,7 @@ def test_t3_8_the_gradient_is_that_of_the_last_steps(student, rolled):
     @jax.jit
     def held(step):
         """The keys and values of the clean half are held as well: only the noisy half's weights move."""
-        x = repeat_steps(student.functions, student.net, moved(step), made, student.rows, sigma)
+        x = repeat_steps(student.functions, student.net, moved(step), student.clips.features, made, student.rows, sigma)
         return jnp.mean(jnp.square(x - student.target))
 
     finite = float(held(0.05) - held(-0.05)) / 0.1
