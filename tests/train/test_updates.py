@@ -1,6 +1,6 @@
 """T5.3 to T5.6: the moving average, rematerialisation, the scan over blocks, float32 master weights.
 
-T5.1: test_sharding. T5.2: test_resume. T5.7: test_foundation, test_self_forcing. T5.8: test_self_forcing. T5.9: test_loop.
+T5.1: test_sharding. T5.2: test_resume. T5.7, T5.8: test_foundation, test_self_forcing. T5.9: test_loop.
 """
 
 import jax
