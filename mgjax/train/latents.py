@@ -111,7 +111,7 @@ def encode_dataset(
     Args:
       params: "vae" and "clip" of the world `cfg`.
       devices: the batch is split over them; None takes all of this process.
-      progress: called after every batch.
+      progress: called at the start and after every batch.
       say: given one sentence for each clip that cannot be read.
 
     Raises:
@@ -138,9 +138,13 @@ def encode_dataset(
         batches = [batch for batch in batches if any(place.name not in writer.entries for place in batch)]
         new, damaged, told = 0, 0, set()
 
+        def report() -> Report:
+            return Report(stored + new, len(todo), new, damaged, time.monotonic() - began)
+
         def load(batch: list[Place]) -> list[Window | DamagedClip]:
             return list(readers.map(lambda place: _read(dataset, place, how.frames, cfg), batch))
 
+        progress(report())
         loaded = load(batches[0]) if batches else []
         for number, batch in enumerate(batches):
             windows = loaded
@@ -159,8 +163,8 @@ def encode_dataset(
                     origin = {"clip": dataset.clips[place.clip].name, "start": place.start}
                     writer.add(place.name, latents.encode(item, how.codec), how.frames, origin)
                     new += 1
-            progress(Report(stored + new, len(todo), new, damaged, time.monotonic() - began))
-        return Report(stored + new, len(todo), new, damaged, time.monotonic() - began)
+            progress(report())
+        return report()
 
 
 def check_fit(dataset: Dataset, cfg: WorldConfig, how: EncodeConfig) -> None:

@@ -3,6 +3,7 @@
 - A batch in another program (one window, four devices) sums in another order: 1e-5, absolute, of values of order one.
 """
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -16,13 +17,19 @@ import pytest
 import tiny
 from encoding import FRAMES, WINDOWS, contents, encode, params, record, schema, world
 
+from mgjax import checkpoint, cli
+from mgjax.commands import _world
 from mgjax.data import latents
 from mgjax.data.feed import windows
 from mgjax.data.schema import to_model
 from mgjax.data.store import Dataset, Writer
 from mgjax.errors import InputError
+from mgjax.train import feeds
 from mgjax.train.encode import encode_clips
-from mgjax.train.latents import EncodeConfig, encode_dataset, latent_items
+from mgjax.train.fit import clip_spec
+from mgjax.train.latents import EncodeConfig, encode_dataset, latent_items, weights_mark
+from mgjax.train.stage import Stage, VideoBatch
+from mgjax.train_config import DataConfig, TrainConfig
 
 TOLERANCE = 1e-5
 
@@ -207,8 +214,6 @@ def test_a_shorter_window_is_the_beginning_of_a_stored_one(recording, encoded, t
 
 
 def test_latents_of_other_weights_models_or_lengths_are_refused(recording, encoded, tmp_path):
-    import dataclasses
-
     cfg = world()
     with pytest.raises(InputError, match="encoded by another VAE or CLIP"):
         latent_items([encoded], FRAMES, 2, 0, params=params(seed=1), cfg=cfg)
@@ -230,8 +235,6 @@ def test_latents_of_other_weights_models_or_lengths_are_refused(recording, encod
 
 def test_latents_held_in_another_dtype_are_those_of_the_same_weights(encoded):
     half = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, jax.numpy.bfloat16), params())
-    from mgjax.train.latents import weights_mark
-
     back = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), half)
     assert weights_mark(half, world()) == weights_mark(back, world()) != weights_mark(params(), world())
 
@@ -262,3 +265,59 @@ def test_readers_of_pictures_say_that_there_are_none(encoded):
         Dataset(encoded).read(0)
     with pytest.raises(InputError, match="holds the latents"):
         windows([encoded], FRAMES, 2)
+
+
+# --- The command and the runs -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def by_command(recording, tmp_path_factory) -> tuple[Path, Path]:
+    """Weights, and the latents that the command made with them."""
+    folder = tmp_path_factory.mktemp("command")
+    weights, out = folder / "weights", folder / "latents"
+    checkpoint.save(weights, world(), params())
+    command = ("data", "encode", recording, "--out", out, "--weights", weights, "--frames", FRAMES, "--batch", 4)
+    with tiny.quick_compilation():
+        assert exit_code(*command, "--values", "float32") == 0
+    return weights, out
+
+
+def exit_code(*command) -> int:
+    """Runs `mgjax` in this process, without the store of compiled programs that it would share with later ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_world, "use_compilation_cache", lambda: None)
+        with pytest.raises(SystemExit) as left:
+            cli.main(list(map(str, command)))
+    return left.value.code
+
+
+def test_the_command_makes_what_the_function_makes(by_command, encoded):
+    assert contents(by_command[1]) == contents(encoded)
+    assert Dataset(by_command[1]).schema == Dataset(encoded).schema
+
+
+def test_the_command_says_what_is_wrong(by_command, recording, tmp_path, capsys):
+    command = ("data", "encode", recording, "--out", tmp_path / "out", "--weights")
+    assert exit_code(*command, tmp_path / "nothing") == 2
+    assert "is no mgjax checkpoint" in capsys.readouterr().err
+    assert exit_code(*command, by_command[0], "--frames", 10) == 2
+    assert "windows of 10 frames cannot be encoded" in capsys.readouterr().err
+
+
+def test_a_run_reads_the_latents_of_its_own_weights(by_command, encoded, tmp_path):
+    weights, out = by_command
+    cfg = TrainConfig("small", world=world(), data=DataConfig(path=str(out), validation_path=str(out), seed=3))
+    frozen = {name: checkpoint.load(weights, name) for name in ("vae", "clip")}
+    spec = clip_spec(world(), 1, 3)
+    stage = Stage("foundation", *[None] * 2, lambda batch: clip_spec(world(), batch, 3), None, None)
+    make, held_out = feeds.make(cfg, stage, "float32", frozen, tmp_path)
+    assert jax.tree.map(np.shape, next(make(slice(0, 1), 1))) == jax.tree.map(lambda leaf: leaf.shape, spec)
+    whole, halves = make(slice(0, 4), 4), [make(slice(start, start + 2), 4) for start in (0, 2)]
+    apart = [name for half in halves for name in names(out, next(half))]
+    assert sorted(apart) == sorted(names(out, next(whole)))
+    assert names(out, held_out(slice(0, 2), 2)) == names(out, held_out(slice(0, 2), 2))
+    with pytest.raises(InputError, match="encoded by another VAE or CLIP"):
+        feeds.make(cfg, stage, "float32", params(seed=1), tmp_path)[0](slice(0, 1), 1)
+    pixels = stage._replace(batch_spec=lambda batch: VideoBatch(jax.ShapeDtypeStruct((batch, 9, 16, 32, 3), "float32")))
+    with pytest.raises(InputError, match="stage vae trains on pictures"):
+        feeds.make(cfg, pixels, "float32", {}, tmp_path)
