@@ -104,7 +104,8 @@ class CausalStage(StageConfig):
 class FewStepStage(StageConfig):
     """Stage 3b: few-step initialisation by causal consistency distillation or by regression on ODE pairs (2c and 2d).
 
-    40 k pairs and 6 k steps at 6e-6 are the paper's.
+    6 k steps at 6e-6 are the paper's. Regression makes its pairs as it goes, `batch` a step; the paper made 40 k
+    beforehand.
     """
 
     steps: int = 6000
@@ -112,7 +113,6 @@ class FewStepStage(StageConfig):
     shift: float = 5.0
     grid: int = 48  # noise levels of the teacher's trajectory; the student's own levels are inserted exactly
     guidance: float = 1.0  # 1 is the conditional teacher alone
-    num_pairs: int = 40_000  # ODE trajectories, for method "ode"
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=6e-6, b1=0.0, b2=0.999))
     ema: EMAConfig | None = field(default_factory=EMAConfig)
 
