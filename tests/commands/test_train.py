@@ -1,0 +1,120 @@
+import dataclasses
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+from mgjax import train_config
+from mgjax.cli import main
+from mgjax.commands._config import read_config
+from mgjax.errors import InputError
+from mgjax.models import dit
+from mgjax.train.ladder import make_stage
+from mgjax.train_config import fingerprint
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+NANO = next(path for path in CONFIGS if path.stem == "nano")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_makes_its_stages(path):
+    """Shapes only: nothing of the released size is ever made here."""
+    cfg = read_config(path)
+    for name, stage_cfg in cfg.stages().items():
+        stage = make_stage(name, cfg)
+        assert stage.batch_spec(stage_cfg.batch)
+        if name in ("vae", "foundation"):
+            state = jax.eval_shape(lambda key, stage=stage: stage.init(key, {}), jax.random.key(0))
+            assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) > 10_000
+
+
+def test_the_universal_ladder_has_the_papers_numbers():
+    cfg = read_config(next(path for path in CONFIGS if path.stem == "universal"))
+    assert (cfg.world.height, cfg.world.width, cfg.world.dit.window) == (352, 640, 6)
+    stage = cfg.foundation
+    assert (4 * (stage.latents - 1) + 1, stage.batch, stage.optimizer.learning_rate, stage.steps) == (
+        57,
+        256,
+        2e-5,
+        120_000,
+    )
+    assert (cfg.few_step.steps, cfg.self_forcing.steps, cfg.self_forcing.optimizer.learning_rate) == (6000, 4000, 6e-6)
+    layers = dataclasses.replace(cfg.world.dit, num_action_layers=30)
+    count = sum(
+        leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda key: dit.init(key, layers), jax.random.key(0)))
+    )
+    assert 1.7e9 < count < 1.9e9
+
+
+def test_overrides_reach_every_depth():
+    cfg = read_config(
+        NANO, ("foundation.steps=7", "mesh.fsdp=4", "causal.lora.rank=3", "self_forcing.score_range=0.1,0.9")
+    )
+    assert (cfg.foundation.steps, cfg.mesh.fsdp, cfg.causal.lora.rank) == (7, 4, 3)
+    assert cfg.self_forcing.score_range == (0.1, 0.9)
+    assert read_config(NANO, ("self_forcing.ema=None",)).self_forcing.ema is None
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("foundation.stepz=7", "there is no field 'stepz', only steps, batch"),
+        ("foundation.steps=many", "'many' is not int"),
+        ("foundation.dtype=int8", "'int8' is not"),
+        ("foundation.batch=8,9", "is not int"),
+        ("foundation.accumulate=3", "does not split into 3"),
+        ("world.dit.dim=7", "does not split into"),
+        ("steps", "is not FIELD=VALUE"),
+        ("name.x=1", "name has no fields"),
+    ],
+)
+def test_a_wrong_override_is_one_sentence(override, sentence):
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        read_config(NANO, (override,))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (None, "there is no config"),
+        ("x = 1", "has no function config()"),
+        ("def config(): return 3", "does not return a TrainConfig"),
+        ("def config(:", "cannot be used"),
+        ("import nowhere_at_all", "cannot be used"),
+    ],
+)
+def test_a_wrong_config_is_one_sentence(tmp_path, text, sentence):
+    path = tmp_path / "mine.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        read_config(path)
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_a_stage_that_is_not_there_ends_with_2(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, str(NANO), "--stage", "critic"])
+    assert end.value.code == 2
+    assert "has no stage 'critic'; it has vae, foundation" in capsys.readouterr().err
+
+
+def test_a_stage_without_the_one_before_it_ends_with_2(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["train", str(NANO), "--stage", "causal", "--out", str(tmp_path)])
+    assert end.value.code == 2
+    assert "starts from stage vae, which is not trained" in capsys.readouterr().err
+
+
+def test_the_fingerprint_knows_what_decides_the_numbers():
+    cfg = read_config(NANO)
+
+    def of(*overrides):
+        return fingerprint(read_config(NANO, overrides), "foundation")
+
+    free = ("foundation.steps=9", "mesh.fsdp=2", "run.save_every=1", "causal.seed=4")
+    assert all(of(override) == fingerprint(cfg, "foundation") for override in free)
+    decisive = ("foundation.seed=1", "foundation.batch=4", "data.seed=2", "world.dit.ffn_dim=96")
+    assert len({of(override) for override in decisive} | {of()}) == 5
+    assert tuple(cfg.stages()) == train_config.STAGES
