@@ -1,5 +1,6 @@
 """Fixtures that several test packages share."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -45,9 +46,8 @@ def tiny() -> WorldConfig:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def tiny_params(tiny) -> dict:
-    """Random weights of the tiny world as numpy arrays, none of them zero, so that every input reaches the frames."""
+def _draw(cfg: WorldConfig) -> dict:
+    """Random weights of a world as numpy arrays, none of them zero, so that every input reaches the frames."""
     import jax
     import numpy as np
 
@@ -57,17 +57,48 @@ def tiny_params(tiny) -> dict:
 
     def draw(leaf):
         fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 25
-        return (rng.standard_normal(leaf.shape) / np.sqrt(fan_in)).astype(np.float32) + (len(leaf.shape) == 1)
+        return np.float32(rng.standard_normal(leaf.shape) / np.sqrt(fan_in) + (len(leaf.shape) == 1))
 
-    shapes = {name: convert.shapes(name, tiny) for name in convert.COMPONENTS}
-    return jax.tree.map(lambda leaf: np.float32(draw(leaf)), shapes)
+    return jax.tree.map(draw, {name: convert.shapes(name, cfg) for name in convert.COMPONENTS})
+
+
+def _save(cfg: WorldConfig, params: dict, folder: Path) -> Path:
+    from mgjax import checkpoint
+
+    checkpoint.save(folder, cfg, params)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_params(tiny) -> dict:
+    return _draw(tiny)
 
 
 @pytest.fixture(scope="session")
 def tiny_weights(tiny, tiny_params, tmp_path_factory) -> Path:
     """The tiny world as a checkpoint folder."""
-    from mgjax import checkpoint
+    return _save(tiny, tiny_params, tmp_path_factory.mktemp("weights") / "tiny")
 
-    folder = tmp_path_factory.mktemp("weights") / "tiny"
-    checkpoint.save(folder, tiny, tiny_params)
-    return folder
+
+@pytest.fixture(scope="session")
+def small(tiny) -> WorldConfig:
+    """The tiny world with as few layers as it takes: for commands, whose every run traces all of it."""
+    return dataclasses.replace(
+        tiny,
+        name="small",
+        dit=dataclasses.replace(tiny.dit, num_layers=2, num_action_layers=1, window=6),
+        vae=dataclasses.replace(tiny.vae, num_res_blocks=1),
+        clip=dataclasses.replace(tiny.clip, num_layers=1),
+        sampler=SamplerConfig(steps=(1000,)),
+    )
+
+
+@pytest.fixture(scope="session")
+def small_params(small) -> dict:
+    return _draw(small)
+
+
+@pytest.fixture(scope="session")
+def small_weights(small, small_params, tmp_path_factory) -> Path:
+    """The small world as a checkpoint folder."""
+    return _save(small, small_params, tmp_path_factory.mktemp("weights") / "small")

@@ -10,9 +10,9 @@ FIGURES = {
 }  # fmt: skip
 
 
-def test_every_figure(mgjax, tiny_weights, tmp_path):
+def test_every_figure(mgjax, small_weights, tmp_path):
     path = tmp_path / "figures.json"
-    code, out, _ = mgjax("bench", "--weights", tiny_weights, "--chunks", "2", "--decoder", "taehv", "--json", path)
+    code, out, _ = mgjax("bench", "--weights", small_weights, "--chunks", "2", "--decoder", "taehv", "--json", path)
     report = json.loads(path.read_text())
     assert code == 0
     assert report["compilations_after_warm_up"] == 0
@@ -28,7 +28,7 @@ def test_every_figure(mgjax, tiny_weights, tmp_path):
     assert report["memory"]["temporaries_bytes"] > 0
     assert report["memory"]["peak_host_bytes"] > 1e8
     assert report["flops_per_chunk"] > 1e6
-    assert report["model"] == "tiny"
+    assert report["model"] == "small"
     for text in ("compilations after warm-up", "chunk delivered", "DiT only", "state of one stream"):
         assert text in out
 

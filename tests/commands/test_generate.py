@@ -19,7 +19,7 @@ def picture(tmp_path):
 
 
 @pytest.fixture
-def frames_of(mgjax, tiny_weights, tmp_path, monkeypatch):
+def frames_of(mgjax, small_weights, tmp_path, monkeypatch):
     """Runs the command and gives the frames that it handed to the encoder, before they lose anything."""
     monkeypatch.chdir(tmp_path)
 
@@ -30,7 +30,7 @@ def frames_of(mgjax, tiny_weights, tmp_path, monkeypatch):
             patch.setattr(
                 video.VideoWriter, "write", lambda self, frame: (written.append(frame.copy()), write(self, frame))
             )
-            code, _, err = mgjax("generate", "--weights", tiny_weights, *flags)
+            code, _, err = mgjax("generate", "--weights", small_weights, *flags)
         assert code == 0, err
         return np.stack(written)
 
@@ -39,66 +39,44 @@ def frames_of(mgjax, tiny_weights, tmp_path, monkeypatch):
 
 def test_a_picture_and_keys_become_a_video(frames_of, picture, tmp_path):
     out = tmp_path / "new folder" / "out.mp4"
-    written = frames_of("--image", picture, "--actions", "w:8 wd:6 w+right:6", "--out", out)
+    flags = ["--image", picture, "--actions", "w:8 wd:6 w+right:6", "--decoder", "taehv"]
+    written, plain = frames_of(*flags, "--out", out), frames_of(*flags, "--no-overlay")
     frames, rate = read_video(out)
     assert rate == 25
     assert frames.shape == written.shape == (21, 32, 48, 3)  # 9 and 12 frames: row r makes frame r + 1
     assert [item.name for item in out.parent.iterdir()] == ["out.mp4"]
-    # H.264 keeps what is seen, not the bits.
-    assert np.abs(frames.astype(int) - written).mean() < 12
-    assert written.std() > 5
+    # H.264 keeps what is seen, not the bits, and of colour a quarter.
+    assert np.corrcoef(frames.mean(-1).ravel(), written.mean(-1).ravel())[0, 1] > 0.9
+    assert plain.std() > 5
+    drawn = (plain != written).any((0, 3))
+    assert drawn.any()
+    assert not drawn[0].any()  # keys and dial are below, and fill most of a frame this small
 
 
 @pytest.mark.parametrize("decoder", ["wan", "taehv"])
-def test_a_stream_taken_up_again_is_one_long_stream(frames_of, picture, tmp_path, decoder):
+def test_a_stream_taken_up_again_is_one_long_stream(frames_of, picture, decoder):
     common = ["--decoder", decoder, "--no-overlay"]
     whole = frames_of("--image", picture, "--actions", "w:8 d+right:12", "--chunks", "3", *common)
     first = frames_of("--image", picture, "--actions", "w:8", *common, "--save-state", "s.state")
-    rest = frames_of(
-        "--state", "s.state", "--actions", "d+right:12", "--chunks", "2", *common, "--save-state", "s.state"
-    )
+    rest = frames_of("--state", "s.state", "--actions", "d+right:12", "--chunks", "2", *common)
     assert (len(first), len(rest), len(whole)) == (9, 24, 33)
     assert (np.concatenate([first, rest]) == whole).all()
-    again = frames_of("--state", "s.state", "--actions", "w:1", *common)
-    assert again.shape[0] == 12
-    assert (again != rest[-12:]).any()
 
 
-def test_the_seed_decides(frames_of, picture):
-    flags = ["--image", picture, "--chunks", "1"]
-    one, again, other = (frames_of(*flags, "--seed", seed) for seed in (1, 1, 2))
+def test_seed_and_actions_decide(frames_of, picture):
+    flags = ["--image", picture, "--chunks", "1", "--no-overlay", "--decoder", "taehv"]
+    one, again = frames_of(*flags, "--actions", "w:9"), frames_of(*flags, "--actions", "w:9")
     assert (one == again).all()
-    assert (one != other).any()
+    assert (one != frames_of(*flags, "--actions", "s:9")).any()
+    assert (one != frames_of(*flags, "--actions", "w:9", "--seed", "1")).any()
 
 
-def test_actions_reach_the_frames(frames_of, picture):
-    flags = ["--image", picture, "--chunks", "1", "--no-overlay"]
-    assert (frames_of(*flags, "--actions", "w:9") != frames_of(*flags, "--actions", "s:9")).any()
-
-
-def test_the_overlay_covers_corners_only(frames_of, picture):
-    flags = ["--image", picture, "--chunks", "1", "--actions", "w:9"]
-    plain, drawn = frames_of(*flags, "--no-overlay"), frames_of(*flags)
-    changed = (plain != drawn).any((0, 3))
-    assert changed.any()
-    assert not changed[: changed.shape[0] // 4].any()
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "CMYK", "I;16"])
-def test_pictures_of_every_mode(frames_of, tmp_path, mode):
-    path = tmp_path / f"picture.{'tif' if mode == 'CMYK' else 'png'}"
-    grey = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 20), np.uint8))
-    picture = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257) if mode == "I;16" else grey.convert(mode)
-    picture.save(path)
-    assert frames_of("--image", path, "--chunks", "1", "--decoder", "taehv").shape == (9, 32, 48, 3)
-
-
-def test_a_rotated_picture_is_seen_upright(frames_of, picture, tmp_path):
-    stored = Image.open(picture).transpose(Image.Transpose.ROTATE_90)
+def test_a_rotated_picture_with_transparency_is_seen_upright(frames_of, picture, tmp_path):
+    flags = ["--chunks", "1", "--decoder", "taehv"]
+    upright = Image.open(picture).convert("RGBA")
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    stored.save(tmp_path / "turned.png", exif=exif)
-    flags = ["--chunks", "1", "--decoder", "taehv"]
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
     assert (frames_of("--image", tmp_path / "turned.png", *flags) == frames_of("--image", picture, *flags)).all()
 
 
@@ -128,10 +106,10 @@ def _refused(result, out, reason):
 
 
 @pytest.mark.parametrize("kind", BAD_PICTURES)
-def test_bad_pictures(mgjax, tiny_weights, picture, tmp_path, kind):
+def test_bad_pictures(mgjax, small_weights, picture, tmp_path, kind):
     make, reason = BAD_PICTURES[kind]
     make(tmp_path / "bad.png", picture)
-    result = mgjax("generate", "--weights", tiny_weights, "--image", tmp_path / "bad.png", "--out", tmp_path / "o.mp4")
+    result = mgjax("generate", "--weights", small_weights, "--image", tmp_path / "bad.png", "--out", tmp_path / "o.mp4")
     _refused(result, tmp_path / "o.mp4", reason)
 
 
@@ -150,19 +128,19 @@ def test_bad_pictures(mgjax, tiny_weights, picture, tmp_path, kind):
         ("{", "not JSON"),
     ],
 )
-def test_bad_actions(mgjax, tiny_weights, picture, tmp_path, text, reason, monkeypatch):
+def test_bad_actions(mgjax, small_weights, picture, tmp_path, text, reason, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if text[:1] in ("[", "{"):
         (tmp_path / "rows.json").write_text(text)
         text = "rows.json"
-    result = mgjax("generate", "--weights", tiny_weights, "--image", picture, "--actions", text, "--out", "o.mp4")
+    result = mgjax("generate", "--weights", small_weights, "--image", picture, "--actions", text, "--out", "o.mp4")
     _refused(result, tmp_path / "o.mp4", reason)
 
 
-def test_rows_of_a_csv_that_are_no_numbers(mgjax, tiny_weights, picture, tmp_path):
+def test_rows_of_a_csv_that_are_no_numbers(mgjax, small_weights, picture, tmp_path):
     (tmp_path / "rows.csv").write_text("forward,yaw\n1,0\nnan,0\n")
     flags = ["--image", picture, "--actions", tmp_path / "rows.csv", "--out", tmp_path / "o.mp4"]
-    _refused(mgjax("generate", "--weights", tiny_weights, *flags), tmp_path / "o.mp4", "line 3: forward is nan")
+    _refused(mgjax("generate", "--weights", small_weights, *flags), tmp_path / "o.mp4", "line 3: forward is nan")
 
 
 @pytest.mark.parametrize(
@@ -182,12 +160,12 @@ def test_rows_of_a_csv_that_are_no_numbers(mgjax, tiny_weights, picture, tmp_pat
         (["--attention", "cudnn"], "needs an NVIDIA GPU"),
     ],
 )
-def test_bad_flags(mgjax, tiny_weights, picture, tmp_path, flags, reason, monkeypatch):
+def test_bad_flags(mgjax, small_weights, picture, tmp_path, flags, reason, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.mp4").mkdir()
     image = [] if "--image" in flags or not flags else ["--image", picture.name]
     out = [] if "--out" in flags else ["--out", "o.mp4"]
-    _refused(mgjax("generate", "--weights", tiny_weights, *image, *out, *flags), tmp_path / "o.mp4", reason)
+    _refused(mgjax("generate", "--weights", small_weights, *image, *out, *flags), tmp_path / "o.mp4", reason)
 
 
 @pytest.mark.parametrize(
@@ -205,9 +183,9 @@ def test_bad_models(mgjax, picture, tmp_path, flags, reason, monkeypatch):
     _refused(mgjax("generate", "--image", picture, "--out", "o.mp4", *flags), tmp_path / "o.mp4", reason)
 
 
-def test_weights_of_another_model(mgjax, tiny_weights, picture, tmp_path):
-    flags = ["--model", "nano", "--weights", tiny_weights, "--image", picture, "--out", tmp_path / "o.mp4"]
-    _refused(mgjax("generate", *flags), tmp_path / "o.mp4", "holds the model tiny, not nano")
+def test_weights_of_another_model(mgjax, small_weights, picture, tmp_path):
+    flags = ["--model", "nano", "--weights", small_weights, "--image", picture, "--out", tmp_path / "o.mp4"]
+    _refused(mgjax("generate", *flags), tmp_path / "o.mp4", "holds the model small, not nano")
 
 
 def test_weights_without_a_decoder(mgjax, tiny, tiny_params, picture, tmp_path):
@@ -220,35 +198,35 @@ def test_weights_without_a_decoder(mgjax, tiny, tiny_params, picture, tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"garbage" * 100])
-def test_bad_states(mgjax, tiny_weights, tmp_path, content):
+def test_bad_states(mgjax, small_weights, tmp_path, content):
     state = tmp_path / "s.state"
     if content is not None:
         state.write_bytes(content)
-    flags = ["--weights", tiny_weights, "--state", state, "--actions", "w:12", "--out", tmp_path / "o.mp4"]
+    flags = ["--weights", small_weights, "--state", state, "--actions", "w:12", "--out", tmp_path / "o.mp4"]
     reason = "there is no stream state" if content is None else "is not a readable stream state"
     _refused(mgjax("generate", *flags), tmp_path / "o.mp4", reason)
 
 
-def test_a_state_of_several_streams(mgjax, tiny, tiny_params, tiny_weights, tmp_path):
+def test_a_state_of_several_streams(mgjax, small, small_params, small_weights, tmp_path):
     import jax
     import jax.numpy as jnp
 
     from mgjax.stream.session import Session
     from mgjax.world import Settings, build
 
-    world, params = build(tiny, Settings("float32", "taehv")), jax.tree.map(jnp.asarray, tiny_params)
+    world, params = build(small, Settings("float32", "taehv")), jax.tree.map(jnp.asarray, small_params)
     Session.start(world, params, jnp.zeros((2, 32, 48, 3)), [0, 1], horizon=3).save(tmp_path / "two")
     flags = ["--decoder", "taehv", "--state", tmp_path / "two", "--actions", "w:12", "--out", tmp_path / "o.mp4"]
-    _refused(mgjax("generate", "--weights", tiny_weights, *flags), tmp_path / "o.mp4", "holds 2 streams side by side")
+    _refused(mgjax("generate", "--weights", small_weights, *flags), tmp_path / "o.mp4", "holds 2 streams side by side")
 
 
 def _limit(size):
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-def test_a_process_of_its_own(mgjax_process, tiny_weights, picture, tmp_path):
+def test_a_process_of_its_own(mgjax_process, small_weights, picture, tmp_path):
     """Warnings are errors there, and a state may not grow past the limit: the video stands, the state does not."""
-    flags = ["--weights", tiny_weights, "--image", picture, "--chunks", "1", "--decoder", "taehv"]
+    flags = ["--weights", small_weights, "--image", picture, "--chunks", "1", "--decoder", "taehv"]
     files = ["--out", tmp_path / "o.mp4", "--save-state", tmp_path / "s.state"]
     result = mgjax_process("generate", *flags, *files, preexec_fn=_limit(150_000))
     assert result.returncode == 2
@@ -260,8 +238,8 @@ def test_a_process_of_its_own(mgjax_process, tiny_weights, picture, tmp_path):
     assert not [item for item in tmp_path.iterdir() if "state" in item.name]
 
 
-def test_no_room_for_the_video(mgjax_process, tiny_weights, picture, tmp_path):
-    flags = ["--weights", tiny_weights, "--image", picture, "--chunks", "1", "--decoder", "taehv"]
+def test_no_room_for_the_video(mgjax_process, small_weights, picture, tmp_path):
+    flags = ["--weights", small_weights, "--image", picture, "--chunks", "1", "--decoder", "taehv"]
     result = mgjax_process("generate", *flags, "--out", tmp_path / "o.mp4", preexec_fn=_limit(4_000))
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("mgjax generate: cannot write the video")

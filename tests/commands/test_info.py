@@ -27,10 +27,10 @@ def test_the_presets_their_parameters_and_their_states(mgjax):
     assert 400 < megabytes < 750
 
 
-def test_a_checkpoint(mgjax, tiny_weights):
-    code, out, _ = mgjax("info", "--weights", tiny_weights)
+def test_a_checkpoint(mgjax, small_weights):
+    code, out, _ = mgjax("info", "--weights", small_weights)
     assert code == 0
-    assert "tiny" in out
+    assert "small" in out
     assert "universal" not in out
     assert "holds dit, vae, taehv, clip" in out.replace("\n", " ")
 
