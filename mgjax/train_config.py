@@ -30,7 +30,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class EMAConfig:
-    """Exponential moving average of the trained weights, float32: a copy at update `start`, then decayed."""
+    """Exponential moving average of the trained weights, float32; before step `start` it is the weights themselves."""
 
     decay: float = 0.99
     start: int = 200

@@ -30,6 +30,7 @@ STAGE = LongStage(
     overlap=2,
     max_latents=10,
     ratio=2,
+    guidance=2.0,  # without it teacher and new critic agree, and the first update is none
     dtype="float32",
     optimizer=OptimizerConfig(learning_rate=1e-3, b1=0.0),
     critic=OptimizerConfig(learning_rate=1e-3, b1=0.0),

@@ -21,6 +21,7 @@ from mgjax.diffusion.dmd import dmd_loss
 from mgjax.diffusion.rollout import sample
 from mgjax.models import dit
 from mgjax.train import self_forcing
+from mgjax.train.control import student_control
 from mgjax.train.distil import distillation
 from mgjax.train.network import network_of
 from mgjax.train.optim import update_ema
@@ -62,7 +63,7 @@ class Student:
         self.clips = tiny.clips(self.world, BATCH, FRAMES)
         self.levels = student_levels(self.world)
         self.rows = chunk_rows(self.net, self.clips.actions, 0, CHUNKS)
-        self.noise = draw_noise(jax.random.key(5), self.net, BATCH, CHUNKS, len(self.levels))
+        self.noise = draw_noise(jax.random.key(0), self.net, BATCH, CHUNKS, len(self.levels))
         self.target = tiny.normal(9, *self.clips.latents.shape)
         self.roll = jax.jit(self._roll)
         self.replayed = jax.jit(self._replayed, static_argnums=3)
@@ -89,6 +90,13 @@ def student():
 def rolled(student):
     """The rollouts that leave after each step of the list."""
     return [student.roll(student.weights, jnp.asarray(exit)) for exit in range(3)]
+
+
+def test_control_is_the_error_of_the_students_rollout(student, rolled):
+    control = jax.jit(lambda params: student_control(student.world, params, student.clips))(student.params)
+    expected = np.mean(np.square(clip_of(rolled[2].latents) - student.clips.latents))
+    np.testing.assert_allclose(control.error, expected, rtol=1e-4)
+    assert abs(control.swapped - control.error) > 1e-3
 
 
 def test_t3_10_and_t5_9_one_program_leaves_after_any_step(student, rolled):
