@@ -39,6 +39,8 @@ def train_stage(cfg: TrainConfig, name: str, out: Path, *, resume: bool) -> bool
     folder, result = out / name, out / name / "weights"
     if resume and result.is_dir():
         return True
+    if getattr(cfg, name).attention == "cudnn" and jax.default_backend() != "gpu":
+        raise InputError(f"attention=cudnn needs an NVIDIA GPU: pass {name}.attention=tiled")
     parents = find_parents(cfg, name, out)
     cfg = with_measured_latents(cfg, parents)
     stage_cfg = getattr(cfg, name)

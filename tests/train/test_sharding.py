@@ -51,7 +51,7 @@ stage = make_stage(name, T.TrainConfig("tiny", world=world, **{name: stage_cfg})
 rng = np.random.default_rng(0)
 draw = lambda leaf: rng.normal(size=leaf.shape).astype(np.float32)
 shapes = jax.eval_shape(lambda k: dit.init(k, world.dit), jax.random.key(0))
-weights = jax.tree.map(lambda leaf: 0.2 * draw(leaf), shapes)
+weights = jax.tree.map(lambda leaf: (leaf.shape[0] ** -0.5 if leaf.ndim > 1 else 0.2) * draw(leaf), shapes)
 given = {} if name == "vae" else {"dit": weights, "teacher": jax.tree.map(lambda leaf: leaf + 0.01, weights)}
 given = given if name in ("self_forcing", "long") else {k: v for k, v in given.items() if k == "dit"}
 batch = jax.tree.map(draw, stage.batch_spec(8))
@@ -68,6 +68,7 @@ def step(mesh_sizes):
     return jax.device_get((state, metrics)), len(split)
 
 one, _ = step((1, 1, 1, 1))
+assert all(np.isfinite(value) for value in one[1].values()), one[1]
 other, split = step(tuple(map(int, sizes)))
 paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(one)]
 for path, a, b in zip(paths, jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
