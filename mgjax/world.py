@@ -56,8 +56,8 @@ class World(NamedTuple):
     init: Callable[[PRNGKeyArray], dict]
     """key -> random parameters in the compute dtype."""
     encode: Callable[..., ImageCondition]
-    """(params, image [b h w 3] in [-1, 1], horizon=None) -> condition. Only the first `horizon` latent frames are exact,
-    if it is given: a stream that is known to be short saves the time."""
+    """(params, image [b h w 3] in [-1, 1], horizon=None) -> condition. Only the first `horizon` latent frames are
+    exact where it is given: a stream that is known to be short saves the time."""
     begin: Callable[..., StreamState]
     """(params, condition, keys [b]) -> the state of new streams."""
     network: Callable[..., Network]
