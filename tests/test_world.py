@@ -49,7 +49,9 @@ def _state(world, params, seeds, horizon=5):
 def _script(world, seeds, chunks=CHUNKS):
     def rows(seed):
         rng = np.random.default_rng(seed)
-        return rng.integers(0, 2, (chunks, 12, 4)).astype(np.float32), rng.normal(size=(chunks, 12, 2)).astype(np.float32)
+        return rng.integers(0, 2, (chunks, 12, 4)).astype(np.float32), rng.normal(size=(chunks, 12, 2)).astype(
+            np.float32
+        )
 
     keyboard, mouse = zip(*map(rows, seeds), strict=True)
     return Actions(jnp.stack(keyboard, 1), jnp.stack(mouse, 1))
@@ -86,7 +88,9 @@ def test_frames_before_the_first_are_blank_and_the_first_chunk_has_nine(world, p
 
 def test_rows_of_a_batch_are_streams_of_their_own(world, params, step):
     """Row 1 begins a chunk late and is replaced by a third stream later; each gives the frames that it gives alone."""
-    alone = {seed: _play(step, params, _state(world, params, [seed]), _script(world, [seed]))[0][:, 0] for seed in (3, 4, 5)}
+    alone = {
+        seed: _play(step, params, _state(world, params, [seed]), _script(world, [seed]))[0][:, 0] for seed in (3, 4, 5)
+    }
     scripts = {seed: _script(world, [seed]) for seed in alone}
     batch = _state(world, params, [3, 4])
     fresh = {seed: _state(world, params, [seed]) for seed in (4, 5)}

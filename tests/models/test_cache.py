@@ -11,7 +11,8 @@ def _dit(window, sink=0, chunk=3):
 
 
 @pytest.mark.parametrize(
-    ("window", "sink", "chunk"), [(6, 0, 3), (4, 0, 3), (9, 0, 3), (8, 2, 3), (6, 1, 3), (4, 1, 3), (5, 0, 2), (3, 0, 3)]
+    ("window", "sink", "chunk"),
+    [(6, 0, 3), (4, 0, 3), (9, 0, 3), (8, 2, 3), (6, 1, 3), (4, 1, 3), (5, 0, 2), (3, 0, 3)],
 )
 def test_ring_holds_the_sink_and_the_newest_frames(window, sink, chunk):
     cfg = _dit(window, sink, chunk)
