@@ -45,7 +45,10 @@ def train_stage(cfg: TrainConfig, name: str, out: Path, *, resume: bool) -> bool
     cfg = with_measured_latents(cfg, parents)
     stage_cfg = getattr(cfg, name)
     mesh = sharding.make_mesh(cfg.mesh)
-    stage = make_stage(name, cfg)
+    try:
+        stage = make_stage(name, cfg)
+    except ValueError as error:
+        raise InputError(f"stage {name}: {error}") from None
     given = {} if name == "vae" else frozen(cfg, parents, ("vae", "clip"))
     make_feed, held_out = feeds.make(
         cfg, stage, stage_cfg.dtype, given, out / "clips" / _mark(given and parents.get("vae"))
