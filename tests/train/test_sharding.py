@@ -56,6 +56,8 @@ given = {} if name == "vae" else {"dit": weights, "teacher": jax.tree.map(lambda
 given = given if name in ("self_forcing", "long") else {k: v for k, v in given.items() if k == "dit"}
 batch = jax.tree.map(draw, stage.batch_spec(8))
 start = jax.device_get(jax.jit(lambda g: stage.init(jax.random.key(0), g))(given))
+if start.critic is not None:  # it starts as the teacher, which leaves the generator without a gradient
+    start = start._replace(critic=jax.tree.map(lambda leaf: leaf + 0.01, start.critic))
 
 def step(mesh_sizes):
     count = int(np.prod(mesh_sizes))
