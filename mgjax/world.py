@@ -75,6 +75,8 @@ class World(NamedTuple):
 
 def build(cfg: WorldConfig, settings: Settings = Settings()) -> World:  # noqa: B008
     """The functions of the world that `cfg` describes. ValueError where `cfg` cannot stream."""
+    if cfg.dit.window is None:
+        raise ValueError("its window is global: a stream needs DiTConfig.window to have a size")
     dtype, implementation = jnp.dtype(settings.dtype), settings.implementation
     chunk, stride = cfg.dit.chunk, cfg.vae.temporal_stride
     history = stride * (cfg.dit.action.window - 1)

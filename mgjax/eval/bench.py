@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mgjax import flops
 from mgjax.io.actions import chunk_rows, load_actions, to_chunks
-from mgjax.train import flops
 from mgjax.types import Actions
 from mgjax.world import World, streaming_params
 

@@ -18,10 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mgjax import sharding
+from mgjax import flops, sharding
 from mgjax.errors import InputError
 from mgjax.io.files import atomic_path
-from mgjax.train import flops
 from mgjax.train.checkpoints import Checkpoints
 from mgjax.train.distributed import Stop, local_rows, place
 from mgjax.train.metrics import Log

@@ -13,10 +13,9 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from mgjax import sharding
+from mgjax import flops, sharding
 from mgjax.errors import InputError
 from mgjax.models import dit, vae
-from mgjax.train import flops
 from mgjax.train.ladder import make_stage
 from mgjax.train.loop import abstract_state, jit_step
 from mgjax.train.stage import Stage

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mgjax.train import flops
+from mgjax import flops
 from mgjax.train.plan import count_collectives
 
 NANO = Path(__file__).parents[2] / "configs" / "nano.py"
