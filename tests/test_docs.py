@@ -19,6 +19,7 @@ def _run(program: str, folder: Path) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_run_from_end_to_end(path, tmp_path):
     book = json.loads(path.read_text())

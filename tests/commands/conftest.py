@@ -37,10 +37,12 @@ def mgjax(capsys):
 
 @pytest.fixture(scope="session")
 def mgjax_process():
-    """Runs a command in a process of its own, with warnings as errors."""
+    """Runs a command in a process of its own, with warnings as errors; no file may grow beyond `largest_file` bytes."""
 
-    def run(*arguments, **options) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-W", "error", "-c", "from mgjax.cli import main; main()", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+    def run(*arguments, largest_file: int | None = None) -> subprocess.CompletedProcess:
+        limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file},) * 2); "
+        code = (limit if largest_file else "") + "from mgjax.cli import main; main()"
+        command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
     return run

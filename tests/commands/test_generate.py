@@ -1,6 +1,5 @@
 """`mgjax generate`: from a picture and keys to a video, and one sentence for what cannot be used."""
 
-import resource
 
 import numpy as np
 import pytest
@@ -214,21 +213,17 @@ def test_a_state_of_several_streams(mgjax, small, small_params, small_weights, t
     from mgjax.stream.session import Session
     from mgjax.world import Settings, build
 
-    world, params = build(small, Settings("float32", "taehv")), jax.tree.map(jnp.asarray, small_params)
+    world, params = build(small, Settings("float32", "taehv", "tiled")), jax.tree.map(jnp.asarray, small_params)
     Session.start(world, params, jnp.zeros((2, 32, 48, 3)), [0, 1], horizon=3).save(tmp_path / "two")
     flags = ["--decoder", "taehv", "--state", tmp_path / "two", "--actions", "w:12", "--out", tmp_path / "o.mp4"]
     _refused(mgjax("generate", "--weights", small_weights, *flags), tmp_path / "o.mp4", "holds 2 streams side by side")
-
-
-def _limit(size):
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def test_a_process_of_its_own(mgjax_process, small_weights, picture, tmp_path):
     """Warnings are errors there, and a state may not grow past the limit: the video stands, the state does not."""
     flags = ["--weights", small_weights, "--image", picture, "--chunks", "1", "--decoder", "taehv"]
     files = ["--out", tmp_path / "o.mp4", "--save-state", tmp_path / "s.state"]
-    result = mgjax_process("generate", *flags, *files, preexec_fn=_limit(150_000))
+    result = mgjax_process("generate", *flags, *files, largest_file=40_000)
     assert result.returncode == 2
     lines = result.stderr.splitlines()
     assert lines[-1].startswith("mgjax generate: cannot write the stream state")
@@ -240,7 +235,7 @@ def test_a_process_of_its_own(mgjax_process, small_weights, picture, tmp_path):
 
 def test_no_room_for_the_video(mgjax_process, small_weights, picture, tmp_path):
     flags = ["--weights", small_weights, "--image", picture, "--chunks", "1", "--decoder", "taehv"]
-    result = mgjax_process("generate", *flags, "--out", tmp_path / "o.mp4", preexec_fn=_limit(4_000))
+    result = mgjax_process("generate", *flags, "--out", tmp_path / "o.mp4", largest_file=4_000)
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("mgjax generate: cannot write the video")
     assert "Traceback" not in result.stderr

@@ -181,6 +181,7 @@ def test_causal_steps_learn(default, forcing):
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
 
 
+@pytest.mark.slow
 def test_consistency_steps_with_lora_learn_and_keep_the_base(default):
     cfg = FewStepStage(
         **{**COMMON, "optimizer": OptimizerConfig(learning_rate=1e-2)},

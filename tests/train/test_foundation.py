@@ -166,6 +166,7 @@ def test_t1_8_row_k_is_first_seen_by_latent_frame(world):
             assert frames[0] == (0 if row == 0 else -(-(row + 1) // 4))
 
 
+@pytest.mark.slow
 def test_action_dropout_hides_whole_clips(world):
     """With every clip's actions dropped the loss cannot depend on them."""
     batch = tiny.clips(world, 2, FRAMES)

@@ -100,6 +100,7 @@ def test_statistics_are_those_of_the_latents(world, batch, wan):
     assert cfg.latent_std != world.vae.latent_std
 
 
+@pytest.mark.slow
 def test_the_small_autoencoder_learns_from_the_frozen_one(world, batch):
     stage = vae.make_stage(VAEStage(**COMMON, model="taehv"), world)
     frozen = {"vae": model.init(jax.random.key(1), world.vae)}
