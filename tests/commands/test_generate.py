@@ -1,6 +1,5 @@
 """`mgjax generate`: from a picture and keys to a video, and one sentence for what cannot be used."""
 
-
 import numpy as np
 import pytest
 from PIL import Image

@@ -57,4 +57,3 @@ def test_folders_of_another_format_are_refused(tmp_path):
     save_file({"surprise": np.zeros(1, np.float32)}, tmp_path / "io.safetensors")
     with pytest.raises(InputError, match="of no known kind: it holds surprise"):
         list(check(tmp_path))
-

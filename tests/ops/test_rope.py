@@ -26,9 +26,7 @@ def test_scores_depend_on_the_difference_of_positions_alone():
     q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 1, 128)), jnp.float32) for _ in "qk")
 
     def score(at_q, at_k):
-        turned = [
-            rotate(x, grid_turn(jnp.array([[p]]), (1, 1), 128, 10000.0)) for x, p in ((q, at_q), (k, at_k))
-        ]
+        turned = [rotate(x, grid_turn(jnp.array([[p]]), (1, 1), 128, 10000.0)) for x, p in ((q, at_q), (k, at_k))]
         return float((turned[0] * turned[1]).sum())
 
     assert score(5, 2) == pytest.approx(score(900_005, 900_002), abs=1e-4)  # 128 products of size one, 4e-7 each
