@@ -158,13 +158,18 @@ def test_a_killed_recorder_loses_only_the_clip_it_was_on_and_goes_on_to_the_same
 def test_a_stopped_command_ends_cleanly_and_goes_on(tmp_path, number):
     pytest.importorskip("vizdoom")
     words = ["record", "--agent", "random", "--size", "24x40", "--clip-frames", "20", "--out", str(tmp_path / "set")]
-    words = [sys.executable, "-c", "from mgjax.cli import main; main()", *words]
-    process = subprocess.Popen(
+    # A test run in the background ignores SIGINT, and what it starts would inherit that.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    words = [sys.executable, "-c", listen + "from mgjax.cli import main; main()", *words]
+    with subprocess.Popen(
         [*words, "--frames", "1000000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    wait_for(lambda: len(list((tmp_path / "set" / "shards").glob("*.json"))) >= 3)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    ) as process:
+        try:
+            wait_for(lambda: len(list((tmp_path / "set" / "shards").glob("*.json"))) >= 3)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130, err
     assert "the same command goes on" in out
     assert "Traceback" not in err
