@@ -10,11 +10,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from mgjax.data import camera
+from mgjax.data.motion import DIRECTIONS
 from mgjax.data.schema import Schema
 from mgjax.data.types import Clip
 
-# Forward and left components, in the camera's own axes, of the keys that move.
-DIRECTIONS = {"forward": (1.0, 0.0), "back": (-1.0, 0.0), "left": (0.0, 1.0), "right": (0.0, -1.0)}
 MOMENTUM_SECONDS = 0.3  # how long a movement lingers after its key; games lie between 0 and this
 
 
