@@ -20,7 +20,6 @@ from mgjax.config import DiTConfig, WorldConfig
 from mgjax.diffusion.rollout import rollout, sample
 from mgjax.diffusion.schedule import step_sigmas
 from mgjax.models import clip, dit, taehv, vae
-from mgjax.models.cache import init_cache
 from mgjax.ops.attention import Implementation
 from mgjax.types import Actions, ImageCondition, StreamState
 
@@ -113,7 +112,7 @@ def build(cfg: WorldConfig, settings: Settings = Settings()) -> World:  # noqa: 
             ),
             condition=condition.latents,
             image=dit.prepare_image(params["dit"], cfg.dit, condition.features, dtype),
-            cache=init_cache(cfg.dit, batch, dtype),
+            cache=dit.init_cache(params["dit"], cfg.dit, batch, dtype),
             decoder=decoder_model.init_decoder_cache(
                 decoder_cfg, batch, cfg.dit.latent_height, cfg.dit.latent_width, dtype
             ),

@@ -208,7 +208,7 @@ def test_the_picture_is_seen_as_settled_after_its_last_latent_frame(world, param
 
 def test_a_global_window_does_not_stream():
     from mgjax.config import preset
-    from mgjax.models.cache import init_cache
+    from mgjax.models.cache import empty
 
     with pytest.raises(ValueError, match="global window cannot stream"):
-        init_cache(preset("foundation").dit, 1, jnp.float32)
+        empty(preset("foundation").dit, True, 1, jnp.float32)

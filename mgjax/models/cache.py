@@ -28,22 +28,18 @@ class BlockKV(NamedTuple):
     keyboard: KV | None  # [b, t, heads, e]
 
 
-def init_cache(cfg: DiTConfig, batch: int, dtype) -> tuple[BlockKV, ...]:
-    """Empty rings of `cfg.past` latent frames, one BlockKV a layer."""
+def empty(cfg: DiTConfig, has_action: bool, batch: int, dtype) -> BlockKV:
+    """The empty rings of one block, of `cfg.past` latent frames."""
 
     def kv(*shape):
         return KV(jnp.zeros((batch, cfg.past, *shape), dtype), jnp.zeros((batch, cfg.past, *shape), dtype))
 
-    def block(layer):
-        act = layer < cfg.num_action_layers
-        heads = cfg.action.num_heads, cfg.action.head_dim
-        return BlockKV(
-            tokens=kv(cfg.frame_tokens, cfg.num_heads, cfg.head_dim),
-            mouse=kv(cfg.frame_tokens, *heads) if act and cfg.action.mouse_dim else None,
-            keyboard=kv(*heads) if act else None,
-        )
-
-    return tuple(block(layer) for layer in range(cfg.num_layers))
+    heads = cfg.action.num_heads, cfg.action.head_dim
+    return BlockKV(
+        tokens=kv(cfg.frame_tokens, cfg.num_heads, cfg.head_dim),
+        mouse=kv(cfg.frame_tokens, *heads) if has_action and cfg.action.mouse_dim else None,
+        keyboard=kv(*heads) if has_action else None,
+    )
 
 
 def filled(cfg: DiTConfig, position: Int[Array, " b"]) -> Int[Array, " b"]:
@@ -64,11 +60,9 @@ def slots(cfg: DiTConfig, position: Int[Array, " b"], frames: int) -> Int[Array,
     return jnp.where(index < cfg.sink, index, kept)
 
 
-def write(cache: KV | None, new: KV | None, where: Int[Array, "b t"]) -> KV | None:
-    """`cache` with the frames of `new` at the slots `where`; a slot past the end is not written."""
-    if cache is None:
-        return None
+def write(
+    ring: Float[Array, "b u *rest"], new: Float[Array, "b t *rest"], where: Int[Array, "b t"]
+) -> Float[Array, "b u *rest"]:
+    """`ring` with the frames of `new` at the slots `where`; a slot past the end is not written."""
     rows = jnp.arange(where.shape[0])[:, None]
-    return KV(
-        *(old.at[rows, where].set(fresh.astype(old.dtype), mode="drop") for old, fresh in zip(cache, new, strict=True))
-    )
+    return ring.at[rows, where].set(new.astype(ring.dtype), mode="drop")

@@ -2,13 +2,15 @@
 
 A DiT is parameters and functions of them. Its blocks exist in two forms: one entry a layer (`params["blocks"]["0"]`,
 ...), as checkpoints and streams hold them, and two stacked groups with and without actions (`stack`), over which
-training scans.
+training scans. Every function takes either. What belongs to the blocks, the picture's keys and values and the cache,
+has their form: a tuple with one entry a layer, or the two groups with the layers on axis 1, after the batch.
 
 A stream calls `prepare_image` once, `prepare` once a chunk, `denoise` once a step and `commit` at the end of the chunk.
 Reading the cache (denoise) and writing it (commit) are different functions. Training calls `forward`.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,7 +21,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mgjax.config import DiTConfig
 from mgjax.models.block import Block
-from mgjax.models.cache import KV, BlockKV, filled, slots, write
+from mgjax.models.cache import KV, BlockKV, empty, filled, slots, write
 from mgjax.models.context import Context, Sight
 from mgjax.models.layers import Norm, create
 from mgjax.ops.attention import Implementation
@@ -80,10 +82,6 @@ class Head(nn.Module):
         return out(h.astype(self.dtype)).astype(jnp.float32)
 
 
-def _block(cfg: DiTConfig, layer: int, dtype=jnp.float32, implementation: Implementation = "xla") -> Block:
-    return Block(cfg, layer < cfg.num_action_layers, dtype, implementation)
-
-
 def init(key: PRNGKeyArray, cfg: DiTConfig, dtype=jnp.float32) -> dict:
     """Random parameters in `dtype`, blocks not stacked; the head and the action modules put out zeros at first."""
     return create(shapes(cfg), key, dtype, zero=r"^head/out/|/action/\w+/o/")
@@ -126,18 +124,52 @@ def _one_token(cfg: DiTConfig) -> Context:
     )
 
 
+Layers = tuple[Any, ...] | dict[str, Any]  # one entry a layer, or stacked groups
+
+
+def _through(params: dict, cfg: DiTConfig, body: Callable, x: Any, *parts: Layers) -> tuple[Any, Layers]:
+    """Carries `x` through all blocks by x, out = body(has_action, variables, x, *the layer's entries of `parts`).
+
+    A stacked group is a scan of rematerialised layers: one layer is compiled, and a gradient keeps its input alone.
+    """
+    blocks, outs = params["blocks"], {}
+    if not blocks.keys() <= {"action", "plain"}:
+        for layer in range(cfg.num_layers):
+            entries = (part[layer] for part in parts)
+            x, outs[layer] = body(layer < cfg.num_action_layers, {"params": blocks[str(layer)]}, x, *entries)
+        return x, tuple(outs.values())
+    for name, group in blocks.items():
+
+        @jax.checkpoint
+        def step(x, inputs, name=name):
+            layer, variables = inputs
+            own = [part[name] for part in parts]
+            entries = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, 1, keepdims=False), own)
+            return body(name == "action", {"params": variables}, x, *entries)
+
+        x, out = jax.lax.scan(step, x, (jnp.arange(len(jax.tree.leaves(group)[0])), group))
+        outs[name] = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), out)
+    return x, outs
+
+
 def image_tokens(params: dict, cfg: DiTConfig, features: Float[Array, "b i f"], dtype) -> Float[Array, "b i d"]:
     """The tokens of the picture that every block's cross-attention sees."""
     return ImageTokens(cfg, dtype).apply({"params": params["image"]}, features)
 
 
-def prepare_image(params: dict, cfg: DiTConfig, features: Float[Array, "b i f"], dtype) -> tuple[KV, ...]:
+def prepare_image(params: dict, cfg: DiTConfig, features: Float[Array, "b i f"], dtype) -> Layers:
     """Cross-attention keys and values of the picture's CLIP features, one KV [b, i, heads, e] a layer."""
     tokens = image_tokens(params, cfg, features, dtype)
-    return tuple(
-        _block(cfg, layer, dtype).apply({"params": params["blocks"][str(layer)]}, tokens, method="image_kv")
-        for layer in range(cfg.num_layers)
-    )
+
+    def body(has_action, variables, _):
+        return None, Block(cfg, has_action, dtype).apply(variables, tokens, method="image_kv")
+
+    return _through(params, cfg, body, None)[1]
+
+
+def init_cache(params: dict, cfg: DiTConfig, batch: int, dtype) -> Layers:
+    """Empty rings, one BlockKV a layer."""
+    return _through(params, cfg, lambda has_action, *_: (None, empty(cfg, has_action, batch, dtype)), None)[1]
 
 
 def action_windows(rows: Float[Array, "b f a"], frames: int, window: int, stride: int) -> Float[Array, "b t r"]:
@@ -177,22 +209,22 @@ class Chunk(NamedTuple):
     """What one chunk of a stream gives to every forward pass over it."""
 
     condition: Float[Array, "b t h w m"]  # mask and image condition
-    image: tuple[KV, ...]  # of `prepare_image`
+    image: Layers  # of `prepare_image`
     context: Context  # of `prepare`
-    cache: tuple[BlockKV, ...]  # past latent frames, read only
+    cache: Layers  # past latent frames, read only
     position: Int[Array, " b"]  # latent frames that the cache has seen
 
 
 def _run(params, cfg, x, timestep, chunk: Chunk, dtype, implementation):
-    """Runs the unrolled blocks on one chunk of a stream: (tokens, time embedding, own keys and values a layer)."""
+    """One chunk of a stream through the blocks: (tokens, time embedding, own keys and values a layer)."""
     e, e0 = TimeEmbedding(cfg, dtype).apply({"params": params["time"]}, timestep)
-    x, own = _embed(params, cfg, x, chunk.condition, dtype), []
-    for layer in range(cfg.num_layers):
-        sight = Sight(past=chunk.cache[layer], filled=filled(cfg, chunk.position))
-        block = _block(cfg, layer, dtype, implementation)
-        variables = {"params": params["blocks"][str(layer)]}
-        x, kv = block.apply(variables, x, e0, chunk.image[layer], chunk.context, sight)
-        own.append(kv)
+    x = _embed(params, cfg, x, chunk.condition, dtype)
+
+    def body(has_action, variables, x, image: KV, past: BlockKV):
+        sight = Sight(past=past, filled=filled(cfg, chunk.position))
+        return Block(cfg, has_action, dtype, implementation).apply(variables, x, e0, image, chunk.context, sight)
+
+    x, own = _through(params, cfg, body, x, chunk.image, chunk.cache)
     return x, e, own
 
 
@@ -217,14 +249,12 @@ def commit(
     chunk: Chunk,
     dtype,
     implementation: Implementation = "xla",
-) -> tuple[BlockKV, ...]:
+) -> Layers:
     """The cache with the keys and values of a finished chunk, computed at timestep 0 on its clean latents."""
     _, _, own = _run(params, cfg, x, jnp.zeros((1, 1), jnp.float32), chunk, dtype, implementation)
     where = slots(cfg, chunk.position, x.shape[1])
-    return tuple(
-        BlockKV(*(write(old, new, where) for old, new in zip(ring, kv, strict=True)))
-        for ring, kv in zip(chunk.cache, own, strict=True)
-    )
+    put = jax.vmap(write, (1, 1, None), 1) if isinstance(own, dict) else write
+    return jax.tree.map(lambda ring, new: put(ring, new, where), chunk.cache, own)
 
 
 def activations(params: dict, cfg: DiTConfig, x: Array, timestep: Array, chunk: Chunk, dtype) -> dict[str, Array]:
@@ -237,7 +267,7 @@ def activations(params: dict, cfg: DiTConfig, x: Array, timestep: Array, chunk: 
     seen = {"patch": x, "time": e0}
     for layer in range(cfg.num_layers):
         sight = Sight(past=chunk.cache[layer], filled=filled(cfg, chunk.position))
-        (x, _), record = _block(cfg, layer, dtype).apply(
+        (x, _), record = Block(cfg, layer < cfg.num_action_layers, dtype).apply(
             {"params": params["blocks"][str(layer)]}, x, e0, chunk.image[layer], chunk.context, sight,
             capture_intermediates=lambda _, method: method in ("__call__", "attend"),
         )  # fmt: skip
@@ -280,22 +310,20 @@ def forward(
     implementation: Implementation = "xla",
     detached: int = 0,
 ) -> Float[Array, "b t h w c"]:
-    """Velocity of whole sequences, float32, from stacked parameters: each group is a scan of rematerialised blocks.
+    """Velocity of whole sequences, float32.
 
     `mask` [t, u] says which latent frames a frame sees; None lets every frame see every frame (the foundation model).
     No gradient flows through the keys and values of the first `detached` frames.
     """
     e, e0 = TimeEmbedding(cfg, dtype).apply({"params": params["time"]}, timestep)
     tokens = image_tokens(params, cfg, features, dtype)
-    x = _embed(params, cfg, x, condition, dtype)
-    for name, group in params["blocks"].items():
-        block = Block(cfg, name == "action", dtype, implementation)
+    sight = Sight(mask=mask, detached=detached)
 
-        @jax.checkpoint
-        def layer(x, variables, block=block):
-            image = block.apply({"params": variables}, tokens, method="image_kv")
-            x, _ = block.apply({"params": variables}, x, e0, image, context, Sight(mask=mask, detached=detached))
-            return x, None
+    def body(has_action, variables, x):
+        block = Block(cfg, has_action, dtype, implementation)
+        image = block.apply(variables, tokens, method="image_kv")
+        x, _ = block.apply(variables, x, e0, image, context, sight)
+        return x, None
 
-        x, _ = jax.lax.scan(layer, x, group)
+    x, _ = _through(params, cfg, body, _embed(params, cfg, x, condition, dtype))
     return _finish(params, cfg, x, e, dtype)
