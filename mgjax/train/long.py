@@ -94,7 +94,7 @@ def make_stage(cfg: LongStage, world: WorldConfig) -> Stage:
         image = dit.prepare_image(params["dit"], net.dit, stream.clips.features, net.dtype)
         stream = stream._replace(state=stream.state._replace(image=image))
         rows = chunk_rows(net, stream.clips.actions, stream.frames, new)
-        rolled, after = roll(functions, params, stream.state, rows, noise[:, first:], exit, keep=True)
+        rolled, after = roll(functions, params, stream.state, rows, noise[:, first:], exit)
         made = clip_of(rolled.latents)
         start = stream.frames - cfg.overlap
         counts = jnp.broadcast_to(jnp.arange(window) >= cfg.overlap, (batch, window))
@@ -107,10 +107,10 @@ def make_stage(cfg: LongStage, world: WorldConfig) -> Stage:
             return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), chunks)
 
         def generator_loss(trained, piece):
-            rolled, rows, tail, clips, score, counts = piece
+            rolled, rows, before, tail, clips, score, counts = piece
             weights = tune.merge(trained, state.base)
-            made = chunks_first(rolled), chunks_first(rows), levels[exit]
-            x = repeat_steps(functions, net, weights, clips.features, *made)
+            made = before, chunks_first(rolled), chunks_first(rows), levels[exit]
+            x = repeat_steps(functions, net, weights, params, clips.features, *made)
             x = jnp.concatenate([tail, x], 1)
             return distil.generator_loss(state, x, clips, score, start, counts)
 
@@ -118,7 +118,7 @@ def make_stage(cfg: LongStage, world: WorldConfig) -> Stage:
             x, clips, score, counts = piece
             return distil.critic_loss(state, critic, x, clips, score, start, counts)
 
-        piece = (batch_first(rolled), batch_first(rows), stream.tail, stream.clips)
+        piece = (batch_first(rolled), batch_first(rows), stream.state, stream.tail, stream.clips)
         critic_piece = (jnp.concatenate([stream.tail, made], 1), stream.clips)
         state, metrics = distil.step(
             state,

@@ -5,7 +5,7 @@ calls, loop and cache as inference, and keeps what the last step of every chunk 
 through that step alone, by one of two equal ways:
 
 - `replay`: all chunks at once, in one pass over the clean and the noisy clip (training page 3.2, parallel replay);
-- `repeat_steps`: chunk by chunk from the caches that `roll` kept, for streams whose past a single pass cannot rebuild.
+- `repeat_steps`: chunk by chunk along the rollout, for streams whose past a single pass cannot rebuild.
 """
 
 from typing import NamedTuple
@@ -31,7 +31,6 @@ class Rolled(NamedTuple):
 
     latents: Float[Array, "i b t h w c"]
     last: Float[Array, "i b t h w c"]
-    before: StreamState | None  # the streams before each chunk, where they are kept
 
 
 def student_levels(world: WorldConfig) -> np.ndarray:
@@ -40,8 +39,8 @@ def student_levels(world: WorldConfig) -> np.ndarray:
 
 
 def stream_params(weights: Params, net: Network) -> dict:
-    """Stacked weights as a stream holds them, in the compute dtype; no gradient flows into them."""
-    return {"dit": dit.unstack(cast(jax.lax.stop_gradient(weights), net.dtype), net.dit)}
+    """Stacked weights in the compute dtype, for streams; no gradient flows into them."""
+    return {"dit": cast(jax.lax.stop_gradient(weights), net.dtype)}
 
 
 def begin(world: World, params: dict, clips: ClipBatch) -> StreamState:
@@ -80,17 +79,15 @@ def roll(
     rows: Actions,
     noise: Float[Array, "b i steps t h w c"],
     exit: Int[Array, ""],
-    keep: bool = False,
 ) -> tuple[Rolled, StreamState]:
-    """Carries streams on by the chunks of `rows`, leaving every chunk after step `exit`. `keep` keeps their states as
-    well."""
+    """Carries streams on by the chunks of `rows`, leaving every chunk after step `exit`."""
     levels = tuple(student_levels(world.cfg).tolist())
 
     def step(state, inputs):
         rows, noise = inputs
         network = world.network(params, state, rows)
         made = sample(network.denoise, noise, levels, exit)
-        return Rolled(made.x0, made.last, state if keep else None), network.commit(made.x0)
+        return Rolled(made.x0, made.last), network.commit(made.x0)
 
     return rollout(step, state, (rows, jnp.moveaxis(noise, 1, 0)))
 
@@ -118,23 +115,27 @@ def repeat_steps(
     world: World,
     net: Network,
     weights: Params,
+    params: dict,
     features: Float[Array, "b i f"],
+    state: StreamState,
     rolled: Rolled,
     rows: Actions,
     sigma: Float[Array, ""],
 ) -> Float[Array, "b t h w c"]:
-    """The latents of `rolled`, whose states were kept, as a differentiable function of `weights`: of the last steps
-    and of the keys and values of the picture, which belong to them; the rest of the cache is as it was."""
-    params = {"dit": dit.unstack(cast(weights, net.dtype), net.dit)}
-    image = dit.prepare_image(params["dit"], net.dit, features, net.dtype)
+    """The latents of `rolled`, which carried `state` on by `rows`, as a differentiable function of `weights`: of the
+    last steps and of the keys and values of the picture, which belong to them. The rest of the cache is as it was: it
+    is written again by `params`, those of the rollout."""
 
     @jax.checkpoint
-    def step(params, image, state, rows, last):
+    def step(weights, state, rows, last):
+        params = {"dit": cast(weights, net.dtype)}  # here, so that the chunks' gradients add up in float32
+        image = dit.prepare_image(params["dit"], net.dit, features, net.dtype)
         network = world.network(params, state._replace(image=image), rows)
         return last - sigma * network.denoise(last, timestep(sigma)[None, None])
 
-    def body(carry, inputs):
-        return carry, step(params, image, *inputs)
+    def body(state, inputs):
+        rows, made = inputs
+        return world.network(params, state, rows).commit(made.latents), step(weights, state, rows, made.last)
 
-    _, x0 = jax.lax.scan(body, None, (rolled.before, rows, rolled.last))
+    _, x0 = jax.lax.scan(body, state, (rows, rolled))
     return clip_of(x0)

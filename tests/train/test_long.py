@@ -72,7 +72,7 @@ def test_t4_1_and_t4_4_a_stream_kept_alive_is_one_long_rollout(world):
     """Three rollouts of two chunks, each from the state that the last one left, against one of six; the cache has
     wrapped, and its sink still holds the first frame of the stream."""
     net, functions = network_of(world, "float32", "xla"), build(world, Settings("float32"))
-    params = {"dit": tiny.weights(world)}
+    params = stream_params(stacked_weights(world), net)
     clips = tiny.clips(world, BATCH, 12)
     noise = draw_noise(jax.random.key(0), net, BATCH, 6, 3)
     exit = jnp.asarray(1)
@@ -89,7 +89,7 @@ def test_t4_1_and_t4_4_a_stream_kept_alive_is_one_long_rollout(world):
         rows = chunk_rows(net, clips.actions, 4 * part, 2)
         latents, state = go(state, rows, noise[:, 2 * part : 2 * part + 2])
         parts.append(latents)
-        sinks.append(state.cache[0].tokens.k[:, 0])
+        sinks.append(state.cache["action"].tokens.k[:, 0, 0])
     np.testing.assert_allclose(jnp.concatenate(parts), whole, atol=1e-5)
     for sink in sinks[1:]:
         np.testing.assert_array_equal(sink, sinks[0])
