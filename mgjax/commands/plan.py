@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,6 @@ def main(
     devices: int = 8,
     hbm: float = 80.0,
     stage: str = "all",
-    depths: tuple[int, int] | None = None,
     target: Annotated[Path | None, tyro.conf.arg(help="XLA description of a GPU (needs the extra `cuda`)")] = None,
 ) -> int:
     """Compiles every stage's step at its full size for virtual devices and prints what one needs. Makes no array.
@@ -37,8 +37,6 @@ def main(
         devices: how many there are.
         hbm: memory of one, in gigabytes (1e9 bytes).
         stage: one stage, or all.
-        depths: compile networks of these two numbers of blocks and extend in a straight line to the whole: minutes for
-            an hour. Memory and collectives of the table are then estimates.
     """
     from mgjax.commands._config import read_config
 
@@ -55,13 +53,15 @@ def main(
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 1 if target else devices)
     from mgjax import sharding
-    from mgjax.train.plan import HEAD, gpu_devices, plan_ladder, row
+    from mgjax.train.plan import HEAD, gpu_devices, plan_stage, row
 
     found = gpu_devices(target, devices) if target else jax.devices()
     mesh = sharding.make_mesh(cfg.mesh, found)
     fits = True
     print(HEAD, flush=True)
-    for name, needs in plan_ladder(cfg, names, mesh, None if target else "tiled", depths):
+    for name in names:
+        print(f"mgjax plan: compiling {name} for {devices} devices", file=sys.stderr, flush=True)
+        needs = plan_stage(cfg, name, mesh, None if target else "tiled")
         print(row(name, needs, hbm), flush=True)
         fits &= needs.total <= hbm * 1e9
     return 0 if fits else 1

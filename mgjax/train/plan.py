@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +40,7 @@ class Plan(NamedTuple):
     temporary: int
     flops: float  # of all devices together
     collectives: dict[str, tuple[int, int]]  # kind -> (calls, bytes that a device's results hold), loops counted
+    seconds: float  # that tracing and compiling took
 
     @property
     def total(self) -> int:
@@ -47,8 +48,8 @@ class Plan(NamedTuple):
 
 
 HEAD = """\
-| stage | state GB | batch GB | temporary GB | total GB | fits | PFLOP a step | collectives a step: calls, GB a device |
-|---|---|---|---|---|---|---|---|"""
+| stage | state GB | batch GB | temporary GB | total GB | fits | PFLOP a step | compile s | collectives a step: calls, GB |
+|---|---|---|---|---|---|---|---|---|"""
 
 
 def row(name: str, needs: Plan, hbm: float) -> str:
@@ -57,7 +58,7 @@ def row(name: str, needs: Plan, hbm: float) -> str:
     sizes = (needs.state, needs.batch, needs.temporary, needs.total)
     numbers = " | ".join(f"{size / 1e9:.2f}" for size in sizes)
     fits = "yes" if needs.total <= hbm * 1e9 else "NO"
-    return f"| {name} | {numbers} | {fits} | {needs.flops / 1e15:.3g} | {moved or 'none'} |"
+    return f"| {name} | {numbers} | {fits} | {needs.flops / 1e15:.3g} | {needs.seconds:.0f} | {moved or 'none'} |"
 
 
 def gpu_devices(target: Path, count: int) -> list:
@@ -77,56 +78,10 @@ def gpu_devices(target: Path, count: int) -> list:
     return list(found.devices)
 
 
-def plan_ladder(
-    cfg: TrainConfig, names: list[str], mesh: Mesh, attention: str | None, depths: tuple[int, int] | None = None
-) -> Iterator[tuple[str, Plan]]:
-    """The plan of each stage. `attention` takes the place of what the config says, if given.
-
-    `depths` compiles networks of these two numbers of blocks in place of the whole and carries what a block needs on
-    to the full depth: rollouts unroll their blocks, and a compiler takes an hour over 30 of them. State and FLOPs are
-    the whole network's.
-    """
-    for name in names:
-        if attention is not None:
-            cfg = dataclasses.replace(cfg, **{name: dataclasses.replace(getattr(cfg, name), attention=attention)})
-        full = cfg.world.dit.num_layers
-        if depths is None or name == "vae" or full <= depths[1]:
-            yield name, plan(make_stage(name, cfg), getattr(cfg, name).batch, mesh, _pretrained(cfg, name))
-            continue
-        small, large = (_plan_at(cfg, name, mesh, depth) for depth in depths)
-        stage, batch = make_stage(name, cfg), getattr(cfg, name).batch
-        state = abstract_state(stage, mesh, _pretrained(cfg, name))
-
-        def extend(one: int, other: int, full=full) -> int:
-            return round(one + (other - one) * (full - depths[0]) / (depths[1] - depths[0]))
-
-        kinds = {kind: (small.collectives.get(kind, (0, 0)), moved) for kind, moved in large.collectives.items()}
-        yield (
-            name,
-            Plan(
-                state=_shard_bytes(state),
-                batch=large.batch,
-                temporary=extend(small.temporary, large.temporary),
-                flops=flops.count(stage.step, state, stage.batch_spec(batch)),
-                collectives={kind: tuple(map(extend, *pair)) for kind, pair in kinds.items()},
-            ),
-        )
-
-
-def _plan_at(cfg: TrainConfig, name: str, mesh: Mesh, depth: int) -> Plan:
-    """The plan of a network of `depth` blocks, with its share of action modules."""
-    net = cfg.world.dit
-    world = dataclasses.replace(
-        cfg.world,
-        dit=dataclasses.replace(
-            net, num_layers=depth, num_action_layers=depth * net.num_action_layers // net.num_layers
-        ),
-    )
-    foundation = cfg.foundation or FoundationStage()
-    if foundation.num_action_layers is not None:
-        share = depth * foundation.num_action_layers // net.num_layers
-        foundation = dataclasses.replace(foundation, num_action_layers=share)
-    cfg = dataclasses.replace(cfg, world=world, foundation=foundation)
+def plan_stage(cfg: TrainConfig, name: str, mesh: Mesh, attention: str | None = None) -> Plan:
+    """The plan of one stage of a ladder. `attention` takes the place of what the config says, if given."""
+    if attention is not None:
+        cfg = dataclasses.replace(cfg, **{name: dataclasses.replace(getattr(cfg, name), attention=attention)})
     return plan(make_stage(name, cfg), getattr(cfg, name).batch, mesh, _pretrained(cfg, name))
 
 
@@ -147,15 +102,20 @@ def plan(stage: Stage, batch: int, mesh: Mesh, pretrained: dict) -> Plan:
     clips = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout), stage.batch_spec(batch)
     )
+    began = time.monotonic()
     with jax.set_mesh(mesh):
-        compiled = jit_step(stage, mesh, state).lower(state, clips).compile()
+        program = jit_step(stage, mesh, state)
+        compiled = program.lower(state, clips).compile()
+        seconds = time.monotonic() - began
+        operations = flops.count(program, state, clips)
     memory = compiled.memory_analysis()
     return Plan(
         state=_shard_bytes(state),
         batch=_shard_bytes(clips),
         temporary=memory.temp_size_in_bytes + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
-        flops=flops.count(stage.step, state, clips),
+        flops=operations,
         collectives=count_collectives(compiled.as_text()),
+        seconds=seconds,
     )
 
 
