@@ -67,10 +67,11 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class VAEStage(StageConfig):
-    """Stage 1: a video autoencoder of the user's own domain and size. `frames` pixel frames a clip."""
+    """Stage 1: a video autoencoder of the user's own domain and size. A step sees `frames` pixel frames of a clip, cut
+    to `crop` pixels at a random place."""
 
-    model: Literal["wan", "taehv"] = "wan"
     frames: int = 17
+    crop: tuple[int, int] | None = None  # height and width; None: whole pictures
     kl_weight: float = 1e-6
     sharpness_weight: float = 0.1  # of the difference of spatial gradients
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-4))
@@ -184,11 +185,12 @@ class RunConfig:
     keep: int = 3  # newest checkpoints that stay
     validate_every: int = 1000
     sample_every: int = 1000
+    control_clips: int = 0  # held-out clips that every stage is tried on when it is done, on one device
     max_nonfinite: int = 3  # steps with a non-finite loss or gradient before the run stops
     heartbeat_s: int = 100  # a process that is silent for longer makes the others abort
 
 
-STAGES = ("vae", "foundation", "causal", "few_step", "self_forcing", "long")
+STAGES = ("vae", "taehv", "foundation", "causal", "few_step", "self_forcing", "long")
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,7 @@ class TrainConfig:
     weights: str | None = None  # checkpoint that the first stage starts from; None: random
     teacher: str | None = None  # checkpoint of the teacher where the ladder holds no foundation stage
     vae: VAEStage | None = None
+    taehv: VAEStage | None = None  # its small fast twin; the weights of the loss that it has no use for are not read
     foundation: FoundationStage | None = None
     causal: CausalStage | None = None
     few_step: FewStepStage | None = None

@@ -46,4 +46,33 @@ def main(
     for name in names:
         if not train_stage(cfg, name, folder, resume=resume):
             return distributed.TERMINATED
+    import jax
+
+    if jax.process_index() == 0:
+        from rich.console import Console
+
+        from mgjax.train.verdict import judge
+
+        Console().print(_table(judge(folder, names)))
     return 0
+
+
+def _table(lines: list):
+    from rich.table import Table
+
+    table = Table(
+        "stage", "steps", "minutes", "held-out loss", "error, own actions", "other actions", "of its teacher's", "",
+        title="Errors: mean squares of sampled latents, under a clip's own actions and under another clip's",
+    )  # fmt: skip
+    for line in lines:
+        table.add_row(
+            line.stage,
+            f"{line.steps:,}",
+            f"{line.seconds / 60:.1f}",
+            f"{line.loss[0]:.4g} -> {line.loss[1]:.4g}" if line.loss else "-",
+            f"{line.control.error:.4f}" if line.control else "-",
+            f"{line.control.swapped:.4f}" if line.control else "-",
+            f"{line.ratio:.2f} x" if line.ratio is not None else "-",
+            "; ".join(line.failures) or "ok",
+        )
+    return table

@@ -1,8 +1,10 @@
-"""Small parameter holders that several modules share, and how parameters are created."""
+"""What several models share: small parameter holders, how parameters are created, a loop over frames."""
 
 import math
 import re
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -92,3 +94,14 @@ def _draw(key):
 @partial(jax.jit, static_argnums=(3, 4))
 def _cut(row, offset, scale, shape, dtype):
     return (scale * jax.lax.dynamic_slice_in_dim(row, offset, math.prod(shape))).astype(dtype).reshape(shape)
+
+
+def fold(step: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
+    """`jax.lax.scan(step, carry, xs)`, without a loop where there is one item.
+
+    XLA's CPU backend brings the gradients of convolutions into the form of its fast kernels outside of loops only.
+    """
+    if jax.tree.leaves(xs)[0].shape[0] != 1:
+        return jax.lax.scan(step, carry, xs)
+    carry, y = step(carry, jax.tree.map(lambda x: x[0], xs))
+    return carry, jax.tree.map(lambda y: y[None], y)

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from mgjax.config import TAEHVConfig
-from mgjax.models.layers import create
+from mgjax.models.layers import create, fold
 from mgjax.ops.straight import clip
 
 TEMPORAL_STRIDE = 4
@@ -131,21 +131,23 @@ def encode_step(
 
 
 def encode(
-    params: dict, cfg: TAEHVConfig, video: Float[Array, "b f h w 3"], *, dtype=jnp.float32
+    params: dict, cfg: TAEHVConfig, video: Float[Array, "b f h w 3"], *, dtype=jnp.float32, whole: bool = False
 ) -> Float[Array, "b t hl wl c"]:
-    """Latents of a video in [-1, 1]; its last frame is repeated up to a multiple of 4 frames."""
+    """Latents of a video in [-1, 1]; its last frame is repeated up to a multiple of 4 frames. `whole` as in
+    `mgjax.models.vae.decode`."""
     video = jnp.pad(video, ((0, 0), (0, -video.shape[1] % TEMPORAL_STRIDE), *((0, 0),) * 3), mode="edge")
-    groups = rearrange(video, "b (t f) h w c -> t b f h w c", f=TEMPORAL_STRIDE)
+    latents = video.shape[1] // TEMPORAL_STRIDE
+    groups = rearrange(video, "b (n f) h w c -> n b f h w c", n=1 if whole else latents)
     cache = init_encoder_cache(cfg, video.shape[0], *video.shape[2:4], dtype)
     first = jnp.ones(video.shape[0], bool)
 
     def step(carry, group):
         cache, first = carry
         latents, cache = encode_step(params, cfg, group, first, cache, dtype=dtype)
-        return (cache, jnp.zeros_like(first)), latents[:, 0]
+        return (cache, jnp.zeros_like(first)), latents
 
-    _, latents = jax.lax.scan(step, (cache, first), groups)
-    return jnp.moveaxis(latents, 0, 1)
+    _, latents = fold(step, (cache, first), groups)
+    return rearrange(latents, "n b t h w c -> b (n t) h w c")
 
 
 def init_decoder_cache(cfg: TAEHVConfig, batch: int, latent_height: int, latent_width: int, dtype=jnp.float32) -> Cache:
@@ -161,8 +163,10 @@ def decode_step(
     cache: Cache,
     *,
     dtype=jnp.float32,
+    whole: bool = False,
 ) -> tuple[Float[Array, "b f h w 3"], Cache]:
-    """Decodes the next latent frames of every row's stream into 4 frames each, in [-1, 1].
+    """Decodes the next latent frames of every row's stream into 4 frames each, in [-1, 1]. `whole` as in
+    `mgjax.models.vae.decode`.
 
     `first` marks the rows whose stream begins with this call: what the cache held of them is forgotten, and of their
     frames the leading 3 do not exist (zeros, to be dropped).
@@ -170,19 +174,20 @@ def decode_step(
 
     def step(carry, z):
         cache, first = carry
-        frames, cache = Decoder(cfg).apply({"params": params["decoder"]}, z[:, None], cache, first)
+        frames, cache = Decoder(cfg).apply({"params": params["decoder"]}, z, cache, first)
         frames = 2 * clip(frames.astype(jnp.float32), 0.0, 1.0) - 1
-        hidden = first[:, None] & (jnp.arange(TEMPORAL_STRIDE) < TEMPORAL_STRIDE - 1)
+        hidden = first[:, None] & (jnp.arange(frames.shape[1]) < TEMPORAL_STRIDE - 1)
         return (cache, jnp.zeros_like(first)), jnp.where(hidden[:, :, None, None, None], 0, frames)
 
-    (cache, _), frames = jax.lax.scan(step, (cache, first), jnp.moveaxis(latents.astype(dtype), 1, 0))
-    return rearrange(frames, "t b f h w c -> b (t f) h w c"), cache
+    groups = rearrange(latents.astype(dtype), "b (n t) h w c -> n b t h w c", n=1 if whole else latents.shape[1])
+    (cache, _), frames = fold(step, (cache, first), groups)
+    return rearrange(frames, "n b f h w c -> b (n f) h w c"), cache
 
 
 def decode(
-    params: dict, cfg: TAEHVConfig, latents: Float[Array, "b t hl wl c"], *, dtype=jnp.float32
+    params: dict, cfg: TAEHVConfig, latents: Float[Array, "b t hl wl c"], *, dtype=jnp.float32, whole: bool = False
 ) -> Float[Array, "b f h w 3"]:
-    """The whole video of 1 + 4 (t - 1) frames, in [-1, 1]."""
+    """The whole video of 1 + 4 (t - 1) frames, in [-1, 1]. `whole` as in `mgjax.models.vae.decode`."""
     cache = init_decoder_cache(cfg, latents.shape[0], *latents.shape[2:4], dtype)
-    frames, _ = decode_step(params, cfg, latents, jnp.ones(latents.shape[0], bool), cache, dtype=dtype)
+    frames, _ = decode_step(params, cfg, latents, jnp.ones(latents.shape[0], bool), cache, dtype=dtype, whole=whole)
     return frames[:, TEMPORAL_STRIDE - 1 :]

@@ -23,7 +23,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from mgjax.config import VAEConfig
-from mgjax.models.layers import create
+from mgjax.models.layers import create, fold
 
 ConvImpl = Literal["cat2d", "conv3d"]
 Cache = dict  # input frames [b n h w c] that a causal convolution reads again, under the name of its module
@@ -167,23 +167,25 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Doubles height and width, and the frames where `temporal`, and halves the channels.
 
-    The stream's first latent frame is not expanded in time: its one frame goes past the temporal convolution, whose
-    memory shows zeros in its place.
+    The stream's first latent frame is not expanded in time: its one frame, the last of the leading `head` frames, goes
+    past the temporal convolution, whose memory shows zeros in its place.
     """
 
     temporal: bool
 
     @nn.compact
-    def __call__(self, x: Array, cache: Cache, first: Array) -> tuple[Array, Cache]:
+    def __call__(self, x: Array, cache: Cache, first: Array, head: int) -> tuple[Array, Cache]:
         b, _, h, w, c = x.shape
         new = {}
         if self.temporal:
             row = first[:, None, None, None, None]
             past = cache.get("time", jnp.zeros((b, 2, h, w, c), x.dtype))
-            frames = jnp.concatenate([past, jnp.where(row, 0, x)], axis=1)
+            head, tail = x[:, :head], x[:, head:]
+            frames = jnp.concatenate([past, jnp.where(row, 0, head), tail], axis=1)
             taps = jnp.concatenate([frames[:, :-2], frames[:, 1:-1], frames[:, 2:]], axis=-1)
             expanded = rearrange(_dense(2 * c, taps, "time"), "b f h w (s c) -> b (f s) h w c", s=2)
-            x = jnp.where(row, jnp.concatenate([jnp.zeros_like(x), x], axis=1), expanded)
+            kept = jnp.concatenate([jnp.zeros_like(head), head], axis=1)
+            x = jnp.concatenate([jnp.where(row, kept, expanded[:, : kept.shape[1]]), expanded[:, kept.shape[1] :]], 1)
             new = {"time": frames[:, -2:]}
         x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
         return nn.Conv(c // 2, (3, 3), dtype=x.dtype, name="conv")(x), new
@@ -222,13 +224,13 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array, cache: Cache, first: Array) -> tuple[Array, Cache]:
-        """One latent frame [b 1 h w c] to its frames; `first` [b] marks the rows in which it begins a stream."""
-        cfg, new = self.cfg, {}
+        """Latent frames [b t h w c] to their frames; `first` [b] marks the rows in which they begin a stream."""
+        cfg, new, latents = self.cfg, {}, z.shape[1]
         widths, temporal = decoder_widths(cfg), cfg.temporal_downsample[::-1]
         cache = jax.tree.map(lambda past: jnp.where(first[:, None, None, None, None], 0, past), cache)
 
         def hidden(x):
-            return first[:, None] & (jnp.arange(x.shape[1]) < x.shape[1] - 1)
+            return first[:, None] & (jnp.arange(x.shape[1]) < x.shape[1] // latents - 1)
 
         x = _dense(cfg.latent_channels, z, "latent")
         x, new["conv_in"] = CausalConv3d(widths[0][0], self.impl, name="conv_in")(x, cache.get("conv_in"))
@@ -241,7 +243,8 @@ class Decoder(nn.Module):
                 x, new[name] = ResBlock(dim, self.impl, name=name)(x, cache.get(name, {}), hidden(x))
             if level < len(temporal):
                 name = f"up_{level}"
-                x, new[name] = Upsample(temporal[level], name=name)(x, cache.get(name, {}), first)
+                up = Upsample(temporal[level], name=name)
+                x, new[name] = up(x, cache.get(name, {}), first, x.shape[1] // latents)
         x = nn.silu(RMSNorm(name="norm_out")(x)).astype(x.dtype)
         x, new["conv_out"] = CausalConv3d(3, self.impl, name="conv_out")(x, cache.get("conv_out"), hidden(x))
         return _hide(x, hidden(x)), new
@@ -311,16 +314,18 @@ def _moments(params, cfg, video, cache, first, dtype, impl):
 
 
 def _encode_stream(params, cfg, image, num_groups, group, dtype, impl):
-    """Moments of frame 0, `image`, and of the groups of frames `group(0)`, `group(1)`, ..."""
+    """Moments of frame 0, `image`, and of the groups of frames `group(0)`, `group(1)`, ..., one after another."""
     cache = init_encoder_cache(cfg, image.shape[0], *image.shape[1:3], dtype)
     head, cache = _moments(params, cfg, image[:, None], cache, True, dtype, impl)
+    if num_groups == 0:
+        return head
 
     def step(cache, index):
         moments, cache = _moments(params, cfg, group(index), cache, False, dtype, impl)
-        return cache, moments[:, 0]
+        return cache, moments
 
-    _, tail = jax.lax.scan(step, cache, jnp.arange(num_groups))
-    return jnp.concatenate([head, jnp.moveaxis(tail, 0, 1)], axis=1)
+    _, tail = fold(step, cache, jnp.arange(num_groups))
+    return jnp.concatenate([head, rearrange(tail, "n b t h w c -> b (n t) h w c")], axis=1)
 
 
 def encode(
@@ -331,20 +336,27 @@ def encode(
 
 
 def encode_moments(
-    params: dict, cfg: VAEConfig, video: Float[Array, "b f h w 3"], *, dtype=jnp.float32, impl: ConvImpl = "cat2d"
+    params: dict,
+    cfg: VAEConfig,
+    video: Float[Array, "b f h w 3"],
+    *,
+    dtype=jnp.float32,
+    impl: ConvImpl = "cat2d",
+    whole: bool = False,
 ) -> tuple[Float[Array, "b t hl wl c"], Float[Array, "b t hl wl c"]]:
-    """Mean and log variance of the latents, not normalised."""
+    """Mean and log variance of the latents, not normalised. `whole` as in `decode`."""
     stride = cfg.temporal_stride
     if video.shape[1] % stride != 1 % stride:
         raise ValueError(f"{video.shape[1]} frames are not one more than a multiple of {stride}")
 
     def group(index):
-        return jax.lax.dynamic_slice_in_dim(video, 1 + stride * index, stride, axis=1)
+        return jax.lax.dynamic_slice_in_dim(video, 1 + size * index, size, axis=1)
 
-    mean, log_variance = jnp.split(
-        _encode_stream(params, cfg, video[:, 0], video.shape[1] // stride, group, dtype, impl), 2, axis=-1
-    )
-    return mean, log_variance
+    size, num_groups = stride, video.shape[1] // stride
+    if whole and num_groups:
+        size, num_groups = stride * num_groups, 1
+    moments = _encode_stream(params, cfg, video[:, 0], num_groups, group, dtype, impl)
+    return tuple(jnp.split(moments, 2, axis=-1))
 
 
 def encode_image_condition(
@@ -383,8 +395,9 @@ def decode_step(
     *,
     dtype=jnp.float32,
     impl: ConvImpl = "cat2d",
+    whole: bool = False,
 ) -> tuple[Float[Array, "b f h w 3"], Cache]:
-    """Decodes the next latent frames of every row's stream into `temporal_stride` frames each.
+    """Decodes the next latent frames of every row's stream into `temporal_stride` frames each. `whole` as in `decode`.
 
     Frames are float32, about in [-1, 1]: as in the released code, whoever shows them clips them. `first` marks the rows
     whose stream begins with this call: what the cache held of them is forgotten, and of their frames the leading
@@ -393,19 +406,30 @@ def decode_step(
 
     def step(carry, z):
         cache, first = carry
-        frames, cache = Decoder(cfg, impl).apply({"params": params["decoder"]}, z[:, None], cache, first)
+        frames, cache = Decoder(cfg, impl).apply({"params": params["decoder"]}, z, cache, first)
         return (cache, jnp.zeros_like(first)), frames.astype(jnp.float32)
 
     z = latents.astype(jnp.float32) * jnp.array(cfg.latent_std) + jnp.array(cfg.latent_mean)
-    (cache, _), frames = jax.lax.scan(step, (cache, first), jnp.moveaxis(z.astype(dtype), 1, 0))
-    return rearrange(frames, "t b f h w c -> b (t f) h w c"), cache
+    groups = rearrange(z.astype(dtype), "b (n t) h w c -> n b t h w c", n=1 if whole else z.shape[1])
+    (cache, _), frames = fold(step, (cache, first), groups)
+    return rearrange(frames, "n b f h w c -> b (n f) h w c"), cache
 
 
 def decode(
-    params: dict, cfg: VAEConfig, latents: Float[Array, "b t hl wl c"], *, dtype=jnp.float32, impl: ConvImpl = "cat2d"
+    params: dict,
+    cfg: VAEConfig,
+    latents: Float[Array, "b t hl wl c"],
+    *,
+    dtype=jnp.float32,
+    impl: ConvImpl = "cat2d",
+    whole: bool = False,
 ) -> Float[Array, "b f h w 3"]:
-    """The whole video of 1 + `temporal_stride` (t - 1) frames, about in [-1, 1], not clipped."""
+    """The whole video of 1 + `temporal_stride` (t - 1) frames, about in [-1, 1], not clipped.
+
+    `whole`: all latent frames in one pass instead of one after another. Training wants it: it is faster to
+    differentiate (`fold`), and a gradient keeps every frame's activations in any case.
+    """
     cache = init_decoder_cache(cfg, latents.shape[0], *latents.shape[2:4], dtype)
     first = jnp.ones(latents.shape[0], bool)
-    frames, _ = decode_step(params, cfg, latents, first, cache, dtype=dtype, impl=impl)
+    frames, _ = decode_step(params, cfg, latents, first, cache, dtype=dtype, impl=impl, whole=whole)
     return frames[:, cfg.temporal_stride - 1 :]

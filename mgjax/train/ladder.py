@@ -4,13 +4,14 @@ from mgjax.train import causal, few_step, foundation, long, self_forcing, vae
 from mgjax.train.stage import Stage
 from mgjax.train_config import TrainConfig
 
-_MODULES = {
-    "vae": vae,
-    "foundation": foundation,
-    "causal": causal,
-    "few_step": few_step,
-    "self_forcing": self_forcing,
-    "long": long,
+_MAKERS = {
+    "vae": vae.make_stage,
+    "taehv": vae.make_taehv_stage,
+    "foundation": foundation.make_stage,
+    "causal": causal.make_stage,
+    "few_step": few_step.make_stage,
+    "self_forcing": self_forcing.make_stage,
+    "long": long.make_stage,
 }
 
 
@@ -19,4 +20,4 @@ def make_stage(name: str, cfg: TrainConfig) -> Stage:
     stage = getattr(cfg, name)
     if stage is None:
         raise ValueError(f"the ladder {cfg.name!r} has no stage {name!r}; it has {', '.join(cfg.stages())}")
-    return _MODULES[name].make_stage(stage, cfg.world)
+    return _MAKERS[name](stage, cfg.world)

@@ -79,6 +79,8 @@ def run(job: Job, cfg: RunConfig, folder: Path, *, resume: bool) -> Result:
     prepare, evaluate = _preparer(job), _evaluator(job)
     with Log(folder, job.stage.name, start, job.steps, active=jax.process_index() == 0) as log, Stop() as stop:
         watch = _Watch(job, cfg, folder, log, nonfinite, _work(job, state))
+        if evaluate and start == 0:
+            log.write(0, "validation", _fetch(evaluate(state)))
         for step in range(start + 1, job.steps + 1):
             rows = next(feed)
             with jax.set_mesh(job.mesh):

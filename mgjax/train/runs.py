@@ -25,8 +25,10 @@ from mgjax.train.ladder import make_stage
 from mgjax.train.report import write_summary
 from mgjax.train.samples import sampler
 from mgjax.train.vae import measured
+from mgjax.train.verdict import measure_control
 from mgjax.train_config import TrainConfig, fingerprint
 
+AUTOENCODERS = ("vae", "taehv")
 _INIT = {"dit": dit.init, "vae": vae.init, "taehv": taehv.init, "clip": clip.init}
 
 
@@ -50,9 +52,8 @@ def train_stage(cfg: TrainConfig, name: str, out: Path, *, resume: bool) -> bool
     except ValueError as error:
         raise InputError(f"stage {name}: {error}") from None
     given = {} if name == "vae" else frozen(cfg, parents, ("vae", "clip"))
-    make_feed, held_out = feeds.make(
-        cfg, stage, stage_cfg.dtype, given, out / "clips" / _mark(given and parents.get("vae"))
-    )
+    cache = out / "clips" / ("pixels" if name in AUTOENCODERS else _mark(parents["vae"]))
+    make_feed, held_out = feeds.make(cfg, stage, stage_cfg.dtype, given, cache)
     shapes = {key: _shapes(path, _component(key)) for key, path in parents.items() if key in _needs(name)}
     job = loop.Job(
         stage=stage,
@@ -70,20 +71,24 @@ def train_stage(cfg: TrainConfig, name: str, out: Path, *, resume: bool) -> bool
     began = time.monotonic()
     state, finished = loop.run(job, cfg.run, folder, resume=resume)
     if finished:
-        write_weights(cfg, name, jax.jit(stage.export)(state), state, parents, result)
+        exported = write_weights(cfg, name, jax.jit(stage.export)(state), state, parents, result)
         if jax.process_index() == 0:
             facts = {"steps": stage_cfg.steps, "seconds": time.monotonic() - began, "mesh": dict(mesh.shape)}
+            if "dit" in exported and held_out and cfg.run.control_clips:
+                clips = held_out(slice(0, cfg.run.control_clips), cfg.run.control_clips)
+                facts["control"] = measure_control(cfg, name, exported["dit"], clips)._asdict()
             write_summary(folder, cfg, name, facts)
     return finished
 
 
-def _mark(folder: Path | None) -> str:
-    """A name for the weights in `folder`; "pixels" for none."""
-    return sha256((folder / "checksums.json").read_bytes()).hexdigest()[:12] if folder else "pixels"
+def _mark(folder: Path) -> str:
+    """A name for the weights in `folder`."""
+    return sha256((folder / "checksums.json").read_bytes()).hexdigest()[:12]
 
 
 def find_parents(cfg: TrainConfig, name: str, out: Path) -> dict[str, Path]:
-    """The checkpoints that hold what stage `name` starts from: "dit", "teacher", and "vae", which has "clip" beside it.
+    """The checkpoints that hold what stage `name` starts from: "dit", "teacher", "taehv", and "vae", which has "clip"
+    beside it.
 
     Raises:
         InputError: an earlier stage of the ladder has not been trained, or the teacher is nowhere.
@@ -98,11 +103,14 @@ def find_parents(cfg: TrainConfig, name: str, out: Path) -> dict[str, Path]:
             raise InputError(f"stage {name} starts from stage {stage}, which is not trained in {out}: run it first")
     parents = {}
     given = Path(cfg.weights) if cfg.weights else None
-    if "vae" in before:
-        parents["vae"] = out / "vae" / "weights"
+    encoders = [stage for stage in before if stage in AUTOENCODERS]
+    if encoders:
+        parents["vae"] = out / encoders[-1] / "weights"
     elif given:
         parents["vae"] = given
-    students = [stage for stage in before if stage != "vae"]
+    if name == "taehv" and given and "taehv" in checkpoint.components(given):
+        parents["taehv"] = given
+    students = [stage for stage in before if stage not in AUTOENCODERS]
     if students:
         parents["dit"] = out / students[-1] / "weights"
     elif given and "dit" in checkpoint.components(given):
@@ -143,10 +151,11 @@ def _random(world: WorldConfig, name: str) -> dict:
 
 def write_weights(
     cfg: TrainConfig, name: str, exported: dict, state: Any, parents: dict[str, Path], folder: Path
-) -> None:
-    """Writes what a stage exports and the frozen components, as a checkpoint that `mgjax generate` takes."""
+) -> dict:
+    """Writes what a stage exports and the frozen components, as a checkpoint that `mgjax generate` takes; returns what
+    the stage exports as it is on this host."""
     world = cfg.world
-    if name == "vae" and "vae" in exported:
+    if name == "vae":
         world = dataclasses.replace(world, vae=measured(world.vae, state))
     if "dit" in exported:
         layers = count_actions(exported["dit"])
@@ -160,6 +169,7 @@ def write_weights(
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(f"{name} weights")
+    return gathered
 
 
 def _whole(leaf: jax.Array) -> np.ndarray:
@@ -173,8 +183,8 @@ def _whole(leaf: jax.Array) -> np.ndarray:
 
 def _needs(name: str) -> tuple[str, ...]:
     """The parents whose parameters `Stage.init` takes."""
-    if name == "vae":
-        return ("vae",)
+    if name in AUTOENCODERS:
+        return ("vae", "taehv")
     return ("dit", "teacher") if name in ("self_forcing", "long") else ("dit",)
 
 

@@ -17,7 +17,7 @@ from mgjax.config import WorldConfig
 from mgjax.diffusion.schedule import sigmas
 from mgjax.io.overlay import draw_controls
 from mgjax.io.video import VideoWriter
-from mgjax.models import dit, vae
+from mgjax.models import dit, taehv, vae
 from mgjax.train.distributed import local_rows, place
 from mgjax.train.graft import count_actions
 from mgjax.train.network import bidirectional, network_of
@@ -33,8 +33,8 @@ _STEPS, _VIDEOS = 20, 4  # of the many-step sampler; of those written
 def sampler(
     name: str, cfg: StageConfig, world: WorldConfig, stage: Stage, frozen: dict, held_out: Callable, mesh: Mesh
 ) -> Callable[[TrainState, Path], None]:
-    """(state, folder) -> videos there. `frozen` holds the "vae" that decodes; the vae stage has its own."""
-    make = _reconstruct if name == "vae" else _whole_clips if name == "foundation" else _rollouts
+    """(state, folder) -> videos there. `frozen` holds the "vae" that decodes; stage vae has its own."""
+    make = _MAKERS.get(name, _rollouts)
     size = mesh.shape["data"] * mesh.shape["fsdp"]
     layout = sharding.batch_sharding(mesh)
 
@@ -69,8 +69,14 @@ def _write(path: Path, video: UInt8[np.ndarray, "f h w 3"], actions: Any, world:
 
 def _reconstruct(cfg, world, params, clips) -> Array:
     """Left the clip, right what the autoencoder makes of it."""
-    made = vae.decode(params["vae"], world.vae, vae.encode(params["vae"], world.vae, clips.video))
-    return _pixels(jnp.concatenate([clips.video, made], 3))
+    z = vae.encode(params["vae"], world.vae, clips.video)
+    return _pixels(jnp.concatenate([clips.video, vae.decode(params["vae"], world.vae, z)], 3))
+
+
+def _reconstruct_fast(cfg, world, params, clips) -> Array:
+    """Left the clip, right what the small autoencoder makes of the latents of the large one."""
+    z = vae.encode(params["vae"], world.vae, clips.video)
+    return _pixels(jnp.concatenate([clips.video, taehv.decode(params["taehv"], world.taehv, z)], 3))
 
 
 def _whole_clips(cfg, world, params, clips) -> Array:
@@ -102,6 +108,9 @@ def _rollouts(cfg, world, params, clips) -> Array:
     frames, _ = world_functions.rollout(params, state, chunk_rows(net, clips.actions, 0, chunks))
     frames = jnp.moveaxis(frames, 0, 1)
     return frames.reshape(frames.shape[0], -1, *frames.shape[3:])[:, net.stride - 1 :]
+
+
+_MAKERS = {"vae": _reconstruct, "taehv": _reconstruct_fast, "foundation": _whole_clips}
 
 
 def _pixels(video: Array) -> UInt8[Array, ...]:

@@ -74,7 +74,18 @@ class Stage(NamedTuple):
     model."""
 
 
-ROLES = ("noise", "level", "dropout", "exit", "rollout", "score", "critic_rollout", "critic_score", "critic_exit")
+ROLES = (
+    "noise",
+    "level",
+    "dropout",
+    "exit",
+    "rollout",
+    "score",
+    "critic_rollout",
+    "critic_score",
+    "critic_exit",
+    "crop",
+)
 
 
 def fold(state: TrainState, role: str) -> Array:

@@ -1,6 +1,6 @@
 """Stage 1: the video autoencoder of a user's own domain and size.
 
-"wan": encoder and decoder of the causal VAE, with z = mean + exp(log_variance / 2) noise and x' = decode(z):
+"vae": encoder and decoder of the causal VAE, with z = mean + exp(log_variance / 2) noise and x' = decode(z):
 (1) L = |x' - x| + w_kl KL(z | N(0, 1)) + w_sharp sum over scales |grad x' - grad x|
 "taehv": the small fast autoencoder of a frozen VAE's latent space, with z = encode(x) of that VAE:
 (2) L = |x' - x| + w_sharp sum over scales |grad x' - grad x| + (z' - z)^2
@@ -51,17 +51,24 @@ def sharpness(made: Float[Array, "b f h w 3"], video: Float[Array, "b f h w 3"])
     return total
 
 
+def cropped(video: Float[Array, "b f h w 3"], size: tuple[int, int], key: Array) -> Float[Array, "b f h2 w2 3"]:
+    """Every clip cut to `size` at a place of its own."""
+    b, f, h, w, _ = video.shape
+    places = jax.random.randint(key, (b, 2), 0, jnp.array([h - size[0] + 1, w - size[1] + 1]))
+    return jax.vmap(lambda clip, at: jax.lax.dynamic_slice(clip, (0, *at, 0), (f, *size, 3)))(video, places)
+
+
 def kl_divergence(mean: Array, log_variance: Array) -> Float[Array, ""]:
     """KL(N(mean, exp(log_variance)) | N(0, 1)) of one latent value, on average."""
     return 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance)
 
 
 def make_stage(cfg: VAEStage, world: WorldConfig) -> Stage:
-    """A stage on `VideoBatch`es. LoRA and micro-batch keys as elsewhere; "taehv" needs `pretrained["vae"]`."""
-    return _taehv(cfg, world) if cfg.model == "taehv" else _wan(cfg, world)
+    """Stage "vae", on `VideoBatch`es.
 
-
-def _wan(cfg: VAEStage, world: WorldConfig) -> Stage:
+    Raises:
+        ValueError: the crop does not fit the picture, or is not whole latents.
+    """
     dtype = jnp.dtype(cfg.dtype)
 
     def draw(state, batch):
@@ -75,10 +82,10 @@ def _wan(cfg: VAEStage, world: WorldConfig) -> Stage:
     def loss(params, state, piece):
         batch, noise = piece
         params = cast(params, dtype)
-        mean, log_variance = vae.encode_moments(params, world.vae, batch.video, dtype=dtype)
+        mean, log_variance = vae.encode_moments(params, world.vae, batch.video, dtype=dtype, whole=True)
         log_variance = jnp.clip(log_variance, -30.0, 20.0)
         z = vae.normalize(world.vae, mean + jnp.exp(0.5 * log_variance) * noise)
-        made = vae.decode(params, world.vae, z, dtype=dtype)
+        made = vae.decode(params, world.vae, z, dtype=dtype, whole=True)
         terms = {
             "reconstruction": jnp.abs(made - batch.video).mean(),
             "kl": kl_divergence(mean, log_variance),
@@ -99,7 +106,8 @@ def _wan(cfg: VAEStage, world: WorldConfig) -> Stage:
     return _stage(cfg, world, "vae", start, draw, loss, evaluate)
 
 
-def _taehv(cfg: VAEStage, world: WorldConfig) -> Stage:
+def make_taehv_stage(cfg: VAEStage, world: WorldConfig) -> Stage:
+    """Stage "taehv", on `VideoBatch`es; `pretrained["vae"]` is the frozen autoencoder. Errors as above."""
     dtype = jnp.dtype(cfg.dtype)
 
     def run(params, state, video):
@@ -107,8 +115,8 @@ def _taehv(cfg: VAEStage, world: WorldConfig) -> Stage:
         params = cast(params, dtype)
         return (
             z,
-            taehv.encode(params, world.taehv, video, dtype=dtype),
-            taehv.decode(params, world.taehv, z, dtype=dtype),
+            taehv.encode(params, world.taehv, video, dtype=dtype, whole=True),
+            taehv.decode(params, world.taehv, z, dtype=dtype, whole=True),
         )
 
     def loss(params, state, piece):
@@ -139,6 +147,10 @@ def _quality(made, video):
 
 def _stage(cfg: VAEStage, world: WorldConfig, name: str, start, draw, loss, evaluate) -> Stage:
     optimizer = make_optimizer(cfg.optimizer)
+    if cfg.crop is not None:
+        for side, whole in zip(cfg.crop, (world.height, world.width), strict=True):
+            if not 0 < side <= whole or side % world.vae.spatial_stride:
+                raise ValueError(f"a crop of {side} pixels in {whole} is not whole latents")
 
     def init(key, pretrained):
         params, rest = start(jax.random.fold_in(key, 1), pretrained)
@@ -153,6 +165,9 @@ def _stage(cfg: VAEStage, world: WorldConfig, name: str, start, draw, loss, eval
         )
 
     def step(state, batch):
+        if cfg.crop is not None:
+            batch = VideoBatch(cropped(batch.video, cfg.crop, fold(state, "crop")))
+
         def part(params, piece):
             value, (terms, statistics) = loss(params, state, piece)
             return value, {**terms, "statistics": statistics}
@@ -173,7 +188,7 @@ def _stage(cfg: VAEStage, world: WorldConfig, name: str, start, draw, loss, eval
         return VideoBatch(jax.ShapeDtypeStruct((batch, cfg.frames, world.height, world.width, 3), jnp.float32))
 
     return Stage(
-        name="vae",
+        name=name,
         init=init,
         step=step,
         batch_spec=batch_spec,

@@ -97,7 +97,7 @@ def test_a_stage_that_is_not_there_ends_with_2(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, str(NANO), "--stage", "critic"])
     assert end.value.code == 2
-    assert "has no stage 'critic'; it has vae, foundation" in capsys.readouterr().err
+    assert "has no stage 'critic'; it has vae, taehv, foundation" in capsys.readouterr().err
 
 
 def test_a_stage_without_the_one_before_it_ends_with_2(tmp_path, capsys):

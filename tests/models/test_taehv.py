@@ -15,8 +15,8 @@ from mgjax.models import names, taehv
 CFG = TAEHVConfig(decoder_widths=(32, 16, 8, 8), encoder_width=8)
 SMALL = TAEHVConfig(decoder_widths=(8, 8, 4, 4), encoder_width=4, latent_channels=4)
 
-decode = jax.jit(taehv.decode, static_argnums=1)
-encode = jax.jit(taehv.encode, static_argnums=1)
+decode = jax.jit(taehv.decode, static_argnums=1, static_argnames="whole")
+encode = jax.jit(taehv.encode, static_argnums=1, static_argnames="whole")
 decode_step = jax.jit(taehv.decode_step, static_argnums=1)
 encode_step = jax.jit(taehv.encode_step, static_argnums=1)
 
@@ -89,6 +89,14 @@ def test_parity_decode(io, released):
 
 def test_parity_encode(io, released):
     assert relative(encode(released, CFG, 2 * io["video"] - 1), io["latents"]) < 1e-5
+
+
+def test_one_pass_over_all_latents_is_the_fold_over_them():
+    z = latents(3, 2, 3)
+    frames = decode(small_params(), SMALL, z)
+    np.testing.assert_allclose(decode(small_params(), SMALL, z, whole=True), frames, atol=1e-5)  # the same sums
+    folded = encode(small_params(), SMALL, frames)
+    np.testing.assert_allclose(encode(small_params(), SMALL, frames, whole=True), folded, atol=1e-5)
 
 
 def test_chunks_give_the_whole_video():

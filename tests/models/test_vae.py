@@ -23,7 +23,8 @@ SMALL = VAEConfig(
     latent_std=(2.0, 1.0, 0.5),
 )
 
-decode = jax.jit(vae.decode, static_argnums=1, static_argnames=("dtype", "impl"))
+decode = jax.jit(vae.decode, static_argnums=1, static_argnames=("dtype", "impl", "whole"))
+encode_moments = jax.jit(vae.encode_moments, static_argnums=1, static_argnames="whole")
 encode = jax.jit(vae.encode, static_argnums=1, static_argnames=("dtype", "impl"))
 decode_step = jax.jit(vae.decode_step, static_argnums=1, static_argnames="dtype")
 encode_step = jax.jit(vae.encode_step, static_argnums=1, static_argnames="first")
@@ -193,6 +194,16 @@ def test_encode_is_causal_and_streams():
         parts.append(out)
         start += count
     np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole, atol=1e-5)  # the same sums in another program
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_one_pass_over_all_latents_is_the_fold_over_them(count):
+    params, z = small_params(), latents(6, 2, count)
+    frames = decode(params, SMALL, z)
+    np.testing.assert_allclose(decode(params, SMALL, z, whole=True), frames, atol=1e-5)  # the same sums
+    folded = encode_moments(params, SMALL, frames)
+    for one, other in zip(encode_moments(params, SMALL, frames, whole=True), folded, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_encode_refuses_frames_that_make_no_group():

@@ -38,7 +38,7 @@ def test_metrics_stand_once_a_step_also_after_a_resume(tmp_path):
     train = [line for line in metrics.read(tmp_path) if line["kind"] == "train"]
     assert [line["step"] for line in train] == [2, 4, 6, 8, 10, 12]
     assert train[-1]["loss"] < train[0]["loss"]
-    assert [line["step"] for line in metrics.read(tmp_path) if line["kind"] == "validation"] == [5, 8, 10, 12]
+    assert [line["step"] for line in metrics.read(tmp_path) if line["kind"] == "validation"] == [0, 5, 8, 10, 12]
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_is_counted(tmp_path):

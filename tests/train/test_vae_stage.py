@@ -100,9 +100,26 @@ def test_statistics_are_those_of_the_latents(world, batch, wan):
     assert cfg.latent_std != world.vae.latent_std
 
 
+def test_crops_are_parts_of_their_clips(batch):
+    video = batch.video[:, :, :12, :20]
+    cut = np.asarray(vae.cropped(video, (8, 16), jax.random.key(0)))
+    assert cut.shape == (*video.shape[:2], 8, 16, 3)
+    for clip, part in zip(np.asarray(video), cut, strict=True):
+        places = [(y, x) for y in range(5) for x in range(5)]
+        assert any(np.array_equal(clip[:, y : y + 8, x : x + 16], part) for y, x in places)
+    other = np.asarray(vae.cropped(video, (8, 16), jax.random.key(1)))
+    assert np.abs(cut - other).max() > 0
+
+
+def test_a_crop_is_whole_latents_of_the_picture(world):
+    for crop in ((world.height + 8, 8), (8, 12)):
+        with pytest.raises(ValueError, match="is not whole latents"):
+            vae.make_stage(VAEStage(**COMMON, crop=crop), world)
+
+
 @pytest.mark.slow
 def test_the_small_autoencoder_learns_from_the_frozen_one(world, batch):
-    stage = vae.make_stage(VAEStage(**COMMON, model="taehv"), world)
+    stage = vae.make_taehv_stage(VAEStage(**COMMON), world)
     frozen = {"vae": model.init(jax.random.key(1), world.vae)}
     state, losses = train(stage, batch, 40, frozen)
     assert losses[-1] < 0.7 * losses[0]

@@ -1,0 +1,80 @@
+"""Whether a ladder did what it is for: every loss fell, every stage follows its actions (T1.6), and the few-step
+student's samples are about as near to the clips as those of its many-step teacher.
+
+Losses are those on held-out clips, before the first step and after the last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from mgjax.train import metrics
+from mgjax.train.control import Control, foundation_control, student_control
+from mgjax.train.stage import ClipBatch
+from mgjax.train_config import TrainConfig
+
+ALLOWED = 1.2  # the few-step student's sample error over its teacher's
+STUDENTS = ("few_step", "self_forcing", "long")  # stages whose result samples with the few-step list
+_MANY = 16  # steps of a causal model that was not distilled
+
+
+class Line(NamedTuple):
+    """One stage of a ladder; None where it was not measured."""
+
+    stage: str
+    steps: int
+    seconds: float
+    loss: tuple[float, float] | None  # held out: first and last
+    control: Control | None
+    ratio: float | None  # sample error over the foundation stage's, of a few-step student
+
+    @property
+    def failures(self) -> list[str]:
+        """What does not hold, in words."""
+        found = []
+        if self.loss and not self.loss[1] < self.loss[0]:
+            found.append("its loss did not fall")
+        if self.control and not self.control.error < self.control.swapped:
+            found.append("it does not follow its actions")
+        if self.ratio is not None and not self.ratio <= ALLOWED:
+            found.append(f"its error is over {ALLOWED} times its teacher's")
+        return found
+
+
+def measure_control(cfg: TrainConfig, name: str, params: dict, clips: ClipBatch) -> Control:
+    """Sample errors of the DiT `params` that stage `name` exported: by the steps of inference for a few-step student,
+    by many steps for the others."""
+    if name == "foundation":
+        shift = cfg.foundation.shift
+        measured = jax.jit(lambda params, clips: foundation_control(cfg.world, params, clips, shift=shift))
+    else:
+        world = cfg.world
+        if name not in STUDENTS:
+            steps = tuple(np.linspace(1000, 1000 / _MANY, _MANY).round().astype(int).tolist())
+            world = dataclasses.replace(world, sampler=dataclasses.replace(world.sampler, steps=steps))
+        measured = jax.jit(lambda params, clips: student_control(world, params, clips))
+    return Control(*map(float, measured(params, clips)))
+
+
+def judge(out: Path, stages: list[str]) -> list[Line]:
+    """A line for each of `stages` that was trained in `out`."""
+    lines, teacher = [], None
+    for stage in stages:
+        path = out / stage / "summary.json"
+        if not path.exists():
+            continue
+        summary = json.loads(path.read_text())
+        losses = [line["loss"] for line in metrics.read(out / stage) if line["kind"] == "validation"]
+        control = Control(**summary["control"]) if summary.get("control") else None
+        if stage == "foundation":
+            teacher = control
+        ratio = control.error / teacher.error if stage in STUDENTS and control and teacher else None
+        loss = (losses[0], losses[-1]) if len(losses) > 1 else None
+        lines.append(Line(stage, summary["steps"], summary["seconds"], loss, control, ratio))
+    return lines
