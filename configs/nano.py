@@ -35,13 +35,13 @@ def config() -> TrainConfig:
     return TrainConfig(
         name="nano",
         world=preset("nano"),
-        vae=VAEStage(steps=1000, optimizer=adam(5e-3), **autoencoder),
+        vae=VAEStage(steps=1000, optimizer=adam(3e-3), **autoencoder),
         taehv=VAEStage(steps=400, optimizer=adam(3e-3), **autoencoder),
         foundation=FoundationStage(steps=600, optimizer=adam(1e-3), num_action_layers=None, **small),
         causal=CausalStage(steps=300, optimizer=adam(5e-4), **small),
         few_step=FewStepStage(steps=200, optimizer=adam(2e-4), **few_steps),
         self_forcing=SelfForcingStage(steps=150, **distilled),
         long=LongStage(steps=40, new_latents=3, overlap=3, max_latents=12, **distilled),
-        data=DataConfig(clips=256, validation_clips=16),
+        data=DataConfig(agent="hold", clips=512, validation_clips=16),
         run=RunConfig(log_every=10, save_every=100, validate_every=100, sample_every=0, control_clips=16),
     )

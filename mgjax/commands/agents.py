@@ -6,7 +6,7 @@ import json
 
 from mgjax.errors import InputError
 
-_ALL = ("random", "composite", "navigate", "explore")
+_ALL = ("random", "hold", "composite", "navigate", "explore")
 
 
 def main(

@@ -3,10 +3,7 @@
 import numpy as np
 import pytest
 
-from mgjax.config import preset
 from mgjax.data.engines import make_engine
-from mgjax.data.schema import MOUSE_SCALE
-from mgjax.data.synthetic import windows
 
 STILL = np.zeros(4), np.zeros(2)
 
@@ -50,17 +47,3 @@ def test_the_square_stays_in_the_picture(engine):
     for _ in range(100):
         frame = engine.step(np.array([1, 0, 1, 0]), np.zeros(2)).frame
     np.testing.assert_allclose(square(frame), 4.5, atol=0.6)
-
-
-def test_windows_follow_from_seed_and_index_and_replay_in_the_engine():
-    cfg = preset("nano")
-    few, more = windows(cfg, 5, 2, 9), windows(cfg, 5, 3, 9)
-    for a, b in zip(few, more, strict=True):
-        np.testing.assert_array_equal(a, b[:2])
-    assert not np.array_equal(more.frames[0], more.frames[1])
-    engine = make_engine("shapes", size=(cfg.height, cfg.width))
-    start = int(np.random.default_rng((5, 0)).integers(2**31))
-    frames = [engine.reset(start).frame]
-    for keyboard, mouse in zip(few.keyboard[0], few.mouse[0], strict=True):
-        frames.append(engine.step(keyboard, mouse * MOUSE_SCALE).frame)
-    np.testing.assert_array_equal(np.stack(frames[:-1]), few.frames[0])

@@ -14,6 +14,7 @@ from mgjax.errors import InputError
 
 AGENTS = {
     "random": "mgjax.data.agents.random:random_agent",
+    "hold": "mgjax.data.agents.hold:hold_agent",
     "composite": "mgjax.data.agents.composite:composite_agent",
     "navigate": "mgjax.data.agents.navigate:navigate_agent",
     "explore": "mgjax.data.agents.explore:explore_agent",
