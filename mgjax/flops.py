@@ -60,6 +60,8 @@ def _equation(equation) -> float:
         return 2 * _attention(equation)
     if name.startswith("dot_product_attention_bwd"):
         return 5 * _attention(equation)
+    if name == "shard_map":  # its body is one device's part
+        return params["mesh"].size * _jaxpr(params["jaxpr"])
     if name == "cond":
         return max(map(_jaxpr, params["branches"]))
     inner = [value for value in params.values() if hasattr(value, "eqns") or hasattr(value, "jaxpr")]

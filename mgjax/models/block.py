@@ -48,16 +48,19 @@ class Attention(nn.Module):
         return KV(k if turn is None else rotate(k, turn), self._heads(self.v(x)))
 
     def attend(self, q: Float[Array, "b t s k e"], kv: KV, sight: Sight = Sight()) -> Float[Array, "b t s d"]:  # noqa: B008
-        q, kv, length = layout.heads(q), KV(*map(layout.heads, held(kv, sight))), None
+        q, kv, length = layout.heads(q), KV(*map(layout.heads, held(kv, sight))), ()
         if sight.past is not None:
             kv = with_past(kv, sight.past.tokens)
-            length = (q.shape[1] + sight.filled) * q.shape[2]
+            length = ((q.shape[1] + sight.filled) * q.shape[2],)
 
         def tokens(x):
             return x.reshape(x.shape[0], -1, *x.shape[-2:])
 
+        def implemented(q, k, v, length=None):
+            return attention(q, k, v, length, self.implementation)
+
         def dense(q, k, v):
-            return attention(tokens(q), tokens(k), tokens(v), length, self.implementation).reshape(q.shape)
+            return layout.local(implemented)(tokens(q), tokens(k), tokens(v), *length).reshape(q.shape)
 
         out = dense(q, *kv) if sight.mask is None else by_frames(dense, sight.mask, q, *kv)
         return self.o(out.reshape(*out.shape[:-2], self.cfg.dim))

@@ -7,6 +7,7 @@ such pins XLA's partitioner moves activations where it should gather weights.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 from jax.sharding import PartitionSpec
@@ -23,6 +24,24 @@ def tokens(x: Float[Array, "b t s d"]) -> Float[Array, "b t s d"]:
 def heads(x: Float[Array, "b *s k e"]) -> Float[Array, "b *s k e"]:
     """Inside attention over tokens: each device holds whole frames of some heads."""
     return _pin(x, BATCH, *((),) * (x.ndim - 3), ("context", "tensor"), ())
+
+
+def local(attend: Callable[..., Array]) -> Callable[..., Array]:
+    """`attend(q, k, v, *rows)` by every device on its own rows and heads: q, k, v [b, n, heads, e], `rows` [b].
+
+    Without it the partitioner cuts through the loops of an attention in tiles, and every device computes all of it.
+    """
+
+    def on_devices(q, k, v, *rows):
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty:
+            return attend(q, k, v, *rows)
+        batch, heads = fit(BATCH, q.shape[0], mesh), fit(("context", "tensor"), q.shape[2], mesh)
+        whole = PartitionSpec(batch, None, heads)
+        specs = whole, whole, whole, *(PartitionSpec(batch) for _ in rows)
+        return jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False)(q, k, v, *rows)
+
+    return on_devices
 
 
 def fit(axes: tuple[str, ...], size: int, mesh) -> tuple[str, ...] | None:
