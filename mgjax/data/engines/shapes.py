@@ -55,7 +55,7 @@ class ShapesEngine:
 
     @property
     def _margin(self) -> float:
-        return 5 * self._unit
+        return 8 * self._unit
 
     def _observe(self, pan: np.ndarray) -> Observation:
         pose = Pose(
