@@ -67,7 +67,7 @@ class World(NamedTuple):
     decode: Callable[..., tuple[UInt8[Array, "b f h w 3"], Array]]
     """(params, latents, position [b] of their first frame, decoder cache) -> (frames, cache)."""
     chunk_step: Callable[..., tuple[UInt8[Array, "b f h w 3"], StreamState]]
-    """(params, state, actions [b, 12], noise=None) -> (frames, state). Jit it with the state donated."""
+    """(params, state, actions [b, 12], noise=None) -> (frames, state), for `jit_step`."""
     rollout: Callable[..., tuple[UInt8[Array, "i b f h w 3"], StreamState]]
     """(params, state, actions [i, b, 12]) -> (frames of i chunks, state): a scan of `chunk_step`."""
 
@@ -135,7 +135,8 @@ def build(cfg: WorldConfig, settings: Settings = Settings()) -> World:  # noqa: 
 
         return jax.vmap(row)(state.key, state.position)
 
-    def network(params: dict, state: StreamState, actions: Actions) -> Network:
+    def bind(weights_at: Callable, state: StreamState, actions: Actions) -> Network:
+        """`weights_at(x)` -> (the DiT's weights, x), asked anew by every pass over the network."""
         position = state.position[:, None] + jnp.arange(chunk)
         rows = seen_rows(state, actions)
         bound = dit.Chunk(
@@ -147,17 +148,23 @@ def build(cfg: WorldConfig, settings: Settings = Settings()) -> World:  # noqa: 
         )
 
         def denoise(x, timestep):
-            return dit.denoise(params["dit"], cfg.dit, x, timestep, bound, dtype, implementation)
+            weights, x = weights_at(x)
+            return dit.denoise(weights, cfg.dit, x, timestep, bound, dtype, implementation)
 
         def commit(latents):
             kept = Actions(*(part[:, -history:] for part in rows))
-            cache = dit.commit(params["dit"], cfg.dit, latents, bound, dtype, implementation)
+            weights, latents = weights_at(latents)
+            cache = dit.commit(weights, cfg.dit, latents, bound, dtype, implementation)
             return state._replace(position=state.position + chunk, rows=kept, cache=cache)
 
         return Network(bound, denoise, commit)
 
+    def network(params: dict, state: StreamState, actions: Actions) -> Network:
+        return bind(lambda x: (params["dit"], x), state, actions)
+
     def sample_chunk(params: dict, state: StreamState, actions: Actions, noise: Array | None = None):
-        bound = network(params, state, actions)
+        # A CPU multiplies in float32: XLA would convert all weights before the first pass and keep them to the last.
+        bound = bind(lambda x: jax.lax.optimization_barrier((params["dit"], x)), state, actions)
         latents = sample(bound.denoise, draw(state) if noise is None else noise, sigmas).x0
         return latents, bound.commit(latents)
 
@@ -176,6 +183,15 @@ def build(cfg: WorldConfig, settings: Settings = Settings()) -> World:  # noqa: 
         return rollout(lambda state, rows: chunk_step(params, state, rows), state, actions)
 
     return World(cfg, settings, init, encode, begin, network, sample_chunk, decode, chunk_step, roll)
+
+
+def jit_step(step: Callable) -> Callable:
+    """`step(params, state, ...)` of a world, compiled with the state donated."""
+    options = None
+    if jax.default_backend() == "cpu":
+        # The default order puts early what can run early, and so holds the float32 weights of all blocks at a time.
+        options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+    return jax.jit(step, donate_argnums=1, compiler_options=options)
 
 
 def streaming_params(world: World, params: dict) -> dict:

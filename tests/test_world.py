@@ -1,5 +1,7 @@
 """Streams of a tiny world: one program, whatever the rows of the batch do, and the same frames by every road."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from mgjax.eval.bench import CompilationCounter
 from mgjax.types import Actions, ImageCondition
-from mgjax.world import Settings, build, replace_row, streaming_params
+from mgjax.world import Settings, build, jit_step, replace_row, streaming_params
 
 CHUNKS = 4
 
@@ -135,6 +137,19 @@ def test_the_state_is_updated_in_place(world, params):
     analysis = jax.jit(world.chunk_step, donate_argnums=1).lower(params, state, rows).compile().memory_analysis()
     # The picture's condition, its keys and values and the key are passed on as they are; all the rest is written.
     assert analysis.alias_size_in_bytes >= sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+
+
+def test_a_bfloat16_stream_holds_no_float32_copy_of_its_weights(tiny):
+    """A CPU multiplies in float32. Few tokens and wide layers: what a chunk computes is small beside the weights."""
+    cfg = dataclasses.replace(
+        tiny, dit=dataclasses.replace(tiny.dit, dim=384, num_heads=4, ffn_dim=2048, num_layers=6, num_action_layers=1)
+    )
+    world = build(cfg, Settings("bfloat16", "taehv"))
+    params = jax.eval_shape(lambda key: streaming_params(world, world.init(key)), jax.random.key(0))
+    state = jax.eval_shape(lambda params: _state(world, params, [3]), params)
+    rows = jax.eval_shape(lambda: _chunk(_script(world, [3], 1), 0))
+    analysis = jit_step(world.chunk_step).lower(params, state, rows).compile().memory_analysis()
+    assert analysis.temp_size_in_bytes < 0.3 * sum(4 * leaf.size for leaf in jax.tree.leaves(params["dit"]))
 
 
 def test_seed_and_actions_decide_the_frames(world, params, step):

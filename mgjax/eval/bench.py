@@ -22,7 +22,7 @@ import numpy as np
 from mgjax import flops
 from mgjax.io.actions import chunk_rows, load_actions, to_chunks
 from mgjax.types import Actions
-from mgjax.world import World, streaming_params
+from mgjax.world import World, jit_step, streaming_params
 
 
 def measure(
@@ -172,7 +172,7 @@ class CompilationCounter:
 
 
 def _compile(function, params, state, actions):
-    return jax.jit(function, donate_argnums=1).lower(params, state, actions).compile()
+    return jit_step(function).lower(params, state, actions).compile()
 
 
 def _script(world: World, batch: int, chunks: int, seed: int) -> list[Actions]:

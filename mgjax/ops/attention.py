@@ -11,11 +11,13 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 Implementation = Literal["xla", "tiled", "cudnn"]
 
-_TILE = 2**19  # logits at most: 2 MiB stay in a core's cache
+_TILE = 5 * 2**19  # logits at most: measured at 2640 queries and 5280 keys
+_HIDDEN = -1e30  # finite, for the gradient of a hidden key is zero times it
 
 
 def attention(
@@ -27,9 +29,9 @@ def attention(
 ) -> Float[Array, "b n k e"]:
     """Softmax attention over the first `length` keys of each row (None: over all), scaled by 1 / sqrt(e).
 
-    "xla" is the readable reference and runs everywhere, with the softmax in float32. "tiled" is the same head by head
-    in tiles of the queries, computed again for the gradient: logits never leave a CPU's cache. "cudnn" is
-    NVIDIA's fused kernel (float16 or bfloat16 inputs), which keeps no logits in memory.
+    "xla" is the readable reference and runs everywhere, with the softmax in float32. "tiled" is made for CPUs: all in
+    float32, head by head in tiles of the queries, computed again for the gradient. "cudnn" is NVIDIA's fused kernel
+    (float16 or bfloat16 inputs), which keeps no logits in memory.
     """
     if implementation == "tiled":
         return _tiled(q, k, v, length)
@@ -54,20 +56,26 @@ def _tiled(q, k, v, length):
     if batch * heads * queries * keys <= _TILE:
         return attention(q, k, v, length)
     size = next(size for size in range(min(max(_TILE // keys, 1), queries), 0, -1) if queries % size == 0)
+    dtype, (q, k, v) = q.dtype, (x.astype(jnp.float32) for x in (q * jnp.asarray(width**-0.5, q.dtype), k, v))
+    if length is not None:  # the mask is one more channel, so that it costs no pass over the logits
+        hidden = jnp.where(jnp.arange(keys) < length[:, None], 0.0, _HIDDEN)[..., None, None]
+        q = jnp.concatenate([q, jnp.ones_like(q[..., :1])], -1)
+        k = jnp.concatenate([k, jnp.broadcast_to(hidden, (batch, keys, heads, 1))], -1)
 
     def head(args):
-        q, k, v, length = args
-        tile = jax.checkpoint(
-            lambda q: attention(q[None, :, None], k[None, :, None], v[None, :, None], length)[0, :, 0]
-        )
-        return jax.lax.map(tile, q.reshape(-1, size, width)).reshape(queries, width)
+        q, k, v = args
 
-    def split(x):
-        return x.swapaxes(1, 2).reshape(batch * heads, -1, width)
+        @jax.checkpoint
+        def tile(q):
+            logits = jax.lax.dot_general(q, k, (((1,), (1,)), ((), ())))
+            weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+            return weights @ v / (weights @ jnp.ones((keys, 1)))  # XLA:CPU sums rows on one core, a product on all
 
-    length = None if length is None else length.repeat(heads)[:, None]
-    out = jax.lax.map(head, (split(q), split(k), split(v), length))
-    return out.reshape(batch, heads, queries, width).swapaxes(1, 2)
+        return jax.lax.map(tile, q)
+
+    q = rearrange(q, "b (n s) k e -> (b k) n s e", s=size)
+    out = jax.lax.map(head, (q, *(rearrange(x, "b s k e -> (b k) s e") for x in (k, v))))
+    return rearrange(out, "(b k) n s e -> b (n s) k e", b=batch).astype(dtype)
 
 
 def by_frames(

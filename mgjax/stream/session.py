@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, UInt8
 
 from mgjax.stream import snapshot
 from mgjax.types import Actions, StreamState
-from mgjax.world import World, streaming_params
+from mgjax.world import World, jit_step, streaming_params
 
 
 class Session:
@@ -23,7 +23,8 @@ class Session:
     def __init__(self, world: World, params: dict, state: StreamState, step=None):
         """`params` as of `streaming_params`; `state` belongs to the session from now on; `step`: a compiled one."""
         self.world, self.params, self.state = world, params, state
-        self._step = step or jax.jit(world.chunk_step, donate_argnums=1)
+        self._fresh = np.asarray(state.position) == 0
+        self._step = step or jit_step(world.chunk_step)
 
     @classmethod
     def start(
@@ -42,10 +43,10 @@ class Session:
 
     def step(self, actions: Actions) -> list[UInt8[np.ndarray, "f h w 3"]]:
         """Plays the rows [b, 12] of the next chunk; returns each stream's new frames: 9 of its first chunk, then 12."""
-        first = np.asarray(self.state.position) == 0
         frames, self.state = self._step(self.params, self.state, actions)
-        absent = self.world.cfg.vae.temporal_stride - 1
-        return [row[absent if new else 0 :] for row, new in zip(np.asarray(frames), first, strict=True)]
+        blank = np.where(self._fresh, self.world.cfg.vae.temporal_stride - 1, 0)
+        self._fresh = np.zeros_like(self._fresh)
+        return [row[skip:] for row, skip in zip(np.asarray(frames), blank, strict=True)]
 
     def save(self, path: str | Path) -> None:
         """Writes the streams to a file; they can be taken up again with `load`."""
