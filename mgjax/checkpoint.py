@@ -29,6 +29,8 @@ from mgjax.io.tensors import LazyArray
 
 FORMAT = 1
 COMPONENTS = ("dit", "vae", "taehv", "clip")
+CHECKSUMS = "checksums.json"
+SHIPPED = Path(__file__).parent / "weights" / "nano"  # what `mgjax train configs/nano.py` made, rounded to bfloat16
 _BATCH = 256 << 20  # bytes in memory at a time; a batch becomes one file, so that thousands of arrays stay few files
 _CONCURRENT_GB = 2  # read at a time when loading; more than the largest array of any world
 
@@ -62,7 +64,7 @@ def save(
         for component, tree in components.items():
             _save_tree(temporary / component, tree, progress)
         sums = {str(path.relative_to(temporary)): _sha256(path) for path in _files(temporary)}
-        (temporary / "checksums.json").write_text(json.dumps(sums, indent=1))
+        (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=1))
 
 
 def read_config(folder: Path) -> WorldConfig:
@@ -212,7 +214,7 @@ def _component(folder: Path, component: str, verify: bool) -> Path:
 
 
 def _verify(folder: Path, component: str) -> None:
-    sums = _read_json(folder, "checksums.json")
+    sums = _read_json(folder, CHECKSUMS)
     for name, expected in sums.items():
         if name == "config.json" or name.startswith(f"{component}/"):
             path = folder / name

@@ -30,8 +30,9 @@ def main(
         tyro.conf.Positional,
         tyro.conf.arg(
             metavar="[FROM] TO",
-            help="TO is the checkpoint to write. FROM is a folder laid out like the released repository; the flags "
-            "below name single files instead, or besides. With --to safetensors FROM is a checkpoint and TO a folder.",
+            help="TO is the checkpoint to write. FROM is a folder laid out like the released repository (the flags below "
+            "name single files instead, or besides), or a checkpoint to round. With --to safetensors FROM is a "
+            "checkpoint and TO a folder.",
         ),
     ],
     /,
@@ -58,6 +59,7 @@ def main(
         to: safetensors writes a checkpoint's weights under their released names.
         overwrite: replace what is already at TO.
     """
+    from mgjax import checkpoint
     from mgjax.errors import InputError
 
     files = {name: path for name, path in (("dit", dit), ("vae", vae), ("taehv", taehv), ("clip", clip)) if path}
@@ -70,6 +72,11 @@ def main(
         raise InputError(
             "give a folder of released files or --dit, --vae, --taehv or --clip, and the checkpoint's name"
         )
+    if len(paths) == 2 and (paths[0] / checkpoint.CHECKSUMS).is_file():
+        if files or config:
+            raise InputError(f"{paths[0]} is a checkpoint: no weight files and no --config go with it")
+        _round(*paths, dtype, overwrite)
+        return
     cfg = _world(model, config)
     if len(paths) == 2:
         files = _released_files(paths[0], None if config else model) | files
@@ -111,18 +118,32 @@ def _released_files(folder: Path, model: str | None) -> dict[str, Path]:
 
 
 def _convert(files: dict[str, Path], out: Path, cfg, dtype: str | None, overwrite: bool) -> None:
-    import jax
-
-    from mgjax import checkpoint
     from mgjax.io.tensors import open_tensors
     from mgjax.models import convert
 
     trees = {name: convert.to_tree(name, cfg, open_tensors(path), _dtype(dtype)) for name, path in files.items()}
+    _save(trees, files, out, cfg, overwrite)
+
+
+def _round(folder: Path, out: Path, dtype: str | None, overwrite: bool) -> None:
+    from mgjax import checkpoint
+    from mgjax.models import convert
+
+    names = checkpoint.components(folder)
+    trees = {name: convert.rounded(checkpoint.load_lazy(folder, name), _dtype(dtype)) for name in names}
+    _save(trees, dict.fromkeys(names, folder), out, checkpoint.read_config(folder), overwrite)
+
+
+def _save(trees: dict[str, dict], sources: dict[str, Path], out: Path, cfg, overwrite: bool) -> None:
+    import jax
+
+    from mgjax import checkpoint
+
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
-    with _progress(f"converting {', '.join(files)}", total) as advance:
+    with _progress(f"converting {', '.join(trees)}", total) as advance:
         checkpoint.save(out, cfg, trees, overwrite=overwrite, progress=advance)
     for name, tree in trees.items():
-        _report(name, jax.tree.leaves(tree), files[name])
+        _report(name, jax.tree.leaves(tree), sources[name])
     print(f"wrote {out}")
 
 

@@ -91,6 +91,11 @@ def from_tree(component: str, cfg: WorldConfig, tree: dict, dtype=None) -> dict[
     }
 
 
+def rounded(tree: dict, dtype=None) -> dict:
+    """`tree` with its arrays as `LazyArray`s that are rounded to `dtype` when they are read; None leaves them."""
+    return jax.tree.map(lambda leaf: _cast(_lazy(leaf), dtype, lambda array: array), tree)
+
+
 def _named_as_released(component: str, file: TensorFile) -> Mapping[str, LazyArray]:
     """The file's tensors under the names of the tables."""
     tensors = file.tensors

@@ -83,7 +83,7 @@ def train_stage(cfg: TrainConfig, name: str, out: Path, *, resume: bool) -> bool
 
 def _mark(folder: Path) -> str:
     """A name for the weights in `folder`."""
-    return sha256((folder / "checksums.json").read_bytes()).hexdigest()[:12]
+    return sha256((folder / checkpoint.CHECKSUMS).read_bytes()).hexdigest()[:12]
 
 
 def find_parents(cfg: TrainConfig, name: str, out: Path) -> dict[str, Path]:

@@ -72,6 +72,18 @@ def test_a_whole_folder_rounded(nano, tmp_path):
         assert jax.tree.map(lambda a: a.shape, loaded) == jax.tree.map(lambda a: a.shape, shapes)
 
 
+def test_a_checkpoint_is_rounded(nano, tmp_path):
+    assert _run(nano, tmp_path / "world", "--model", "nano") == 0
+    assert _run(tmp_path / "world", tmp_path / "small", "--dtype", "bfloat16") == 0
+    assert checkpoint.read_config(tmp_path / "small") == checkpoint.read_config(tmp_path / "world")
+    assert checkpoint.components(tmp_path / "small") == checkpoint.components(tmp_path / "world")
+    exact = checkpoint.load(tmp_path / "world", "vae")
+    small = checkpoint.load(tmp_path / "small", "vae")
+    for one, other in zip(jax.tree.leaves(exact), jax.tree.leaves(small), strict=True):
+        assert other.dtype == ml_dtypes.bfloat16
+        np.testing.assert_array_equal(np.asarray(one, ml_dtypes.bfloat16), other)
+
+
 def test_back_to_float32_of_rounded_weights(nano, tmp_path):
     flags = ["--vae", nano / "vae.safetensors", "--model", "nano", "--dtype", "bfloat16"]
     assert _run(*flags, tmp_path / "world") == 0
