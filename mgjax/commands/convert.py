@@ -30,9 +30,9 @@ def main(
         tyro.conf.Positional,
         tyro.conf.arg(
             metavar="[FROM] TO",
-            help="TO is the checkpoint to write. FROM is a folder laid out like the released repository (the flags below "
-            "name single files instead, or besides), or a checkpoint to round. With --to safetensors FROM is a "
-            "checkpoint and TO a folder.",
+            help="TO is the checkpoint to write. FROM is a folder laid out like the released repository (the flags "
+            "below name single files instead, or besides), or a checkpoint to round. With --to safetensors FROM is "
+            "a checkpoint and TO a folder.",
         ),
     ],
     /,
