@@ -22,6 +22,7 @@ def main(
     seed: int = 0,
     json: Path | None = None,
     profile: Path | None = None,
+    compile_only: bool = False,
 ) -> int:
     """Streams the seeded composite and prints what it takes; exits with 1 if anything was compiled after warm-up.
 
@@ -39,6 +40,7 @@ def main(
         seed: of weights, noise and actions.
         json: also write the figures to this file.
         profile: write a trace of the measured chunks into this folder (TensorBoard, Perfetto).
+        compile_only: only state, temporaries and operations, which need no weights and no time to stream.
     """
     import json as json_format
 
@@ -57,8 +59,8 @@ def main(
     world = _world.build(
         _world.world_config(model, weights, random_weights=weights is None), _world.settings(dtype, decoder, attention)
     )
-    with console.status("starting") as status:
-        report = bench.measure(
+    with console.status("compiling") as status:
+        report = bench.inspect(world, batch) if compile_only else bench.measure(
             world,
             lambda: _world.load_params(world, weights),
             batch=batch,
@@ -66,7 +68,7 @@ def main(
             seed=seed,
             profile=profile,
             notify=status.update,
-        )
+        )  # fmt: skip
     console.print(_table(report))
     text = json_format.dumps(report, indent=1)
     if json is not None:
@@ -74,26 +76,29 @@ def main(
             path.write_text(text + "\n")
     else:
         print(text)
-    return 1 if report["compilations_after_warm_up"] else 0
+    return 1 if report.get("compilations_after_warm_up") else 0
 
 
 def _table(report: dict):
     from rich.table import Table
 
-    def seconds(value):
-        return f"{1000 * value:,.1f} ms" if value < 10 else f"{value:,.1f} s"
-
-    def size(value):
-        return "unknown" if value is None else f"{value / 1e6:,.1f} MB"
-
-    start, chunk, fps, memory, state = (report[key] for key in ("start", "chunk_s", "fps", "memory", "state"))
     machine, how = report["machine"], report["settings"]
     table = Table(
         "what", "figure",
         title=f"{report['model']}, batch {report['batch']}, {how['dtype']}, decoder {how['decoder']},"
         f" attention {how['implementation']}\n{machine['device']}, jax {machine['jax']}, Python {machine['python']}",
     )  # fmt: skip
-    rows = [
+    for row in [*(_speed(report) if "chunk_s" in report else ()), *_size(report)]:
+        table.add_row(*row)
+    return table
+
+
+def _speed(report: dict) -> list[tuple[str, str]]:
+    def seconds(value):
+        return f"{1000 * value:,.1f} ms" if value < 10 else f"{value:,.1f} s"
+
+    start, chunk, fps = (report[key] for key in ("start", "chunk_s", "fps"))
+    return [
         ("cold start: load, encode, compile, first chunk", seconds(start["cold_start_s"])),
         ("  load or create weights", seconds(start["load_s"])),
         ("  encode the picture (compilation included)", seconds(start["encode_s"])),
@@ -105,22 +110,30 @@ def _table(report: dict):
         ("frames a second, DiT + decode", f"{fps['dit_and_decode']:.2f}"),
         ("frames a second, delivered to the host", f"{fps['delivered']:.2f}"),
         ("chunks on time at the world's rate", f"{100 * report['on_time_at_fps']:.0f} %"),
-        ("operations per chunk and stream", f"{report['flops_per_chunk'] / 1e9:,.1f} GFLOP"),
         ("operations a second", f"{report['flops_per_s'] / 1e9:,.1f} GFLOP/s"),
         ("MFU", "peak unknown" if report["mfu"] is None else f"{100 * report['mfu']:.1f} %"),
         ("compilations after warm-up", str(report["compilations_after_warm_up"])),
-        ("state of one stream: attention", size(state["attention"])),
-        *(
-            (f"  {part.replace('_', ' ')}", size(state[part]))
-            for part in ("self_attention", "mouse", "keyboard", "image")
-        ),
-        ("state of one stream: decoder cache", size(state["decoder"])),
-        ("state of one stream: rest", size(state["other"])),
-        ("temporaries of the chunk step", size(memory["temporaries_bytes"])),
-        ("arguments, of these donated in place", f"{size(memory['arguments_bytes'])}, {size(memory['aliased_bytes'])}"),
-        ("peak memory, host", size(memory["peak_host_bytes"])),
-        ("peak memory, device", size(memory["peak_device_bytes"])),
+        ("peak memory, host", _megabytes(report["memory"]["peak_host_bytes"])),
+        ("peak memory, device", _megabytes(report["memory"]["peak_device_bytes"])),
     ]
-    for row in rows:
-        table.add_row(*row)
-    return table
+
+
+def _size(report: dict) -> list[tuple[str, str]]:
+    state, memory = report["state"], report["memory"]
+    parts = ("self_attention", "mouse", "keyboard", "image")
+    arguments, donated = (_megabytes(memory[name]) for name in ("arguments_bytes", "aliased_bytes"))
+    return [
+        ("operations per chunk and stream", f"{report['flops_per_chunk'] / 1e9:,.1f} GFLOP"),
+        ("state of one stream: attention", _megabytes(state["attention"])),
+        *((f"  {part.replace('_', ' ')}", _megabytes(state[part])) for part in parts),
+        ("state of one stream: decoder cache", _megabytes(state["decoder"])),
+        ("state of one stream: rest", _megabytes(state["other"])),
+        ("temporaries of the chunk step", _megabytes(memory["temporaries_bytes"])),
+        ("  of the DiT alone", _megabytes(memory["dit_temporaries_bytes"])),
+        ("  of the decoder alone", _megabytes(memory["decoder_temporaries_bytes"])),
+        ("arguments, of these donated in place", f"{arguments}, {donated}"),
+    ]
+
+
+def _megabytes(value: int | None) -> str:
+    return "unknown" if value is None else f"{value / 1e6:,.1f} MB"

@@ -77,13 +77,13 @@ def measure(
         report["start"]["compile_again_s"] = time.perf_counter() - before
 
     notify("measuring")
-    report["memory"] = _memory(step)
+    sampler = _compile(world.sample_chunk, params, state, script[0])
+    report["memory"] = _memory(step, sampler, _compile_decode(world, params, state))
     report["flops_per_chunk"] = flops.count(world.chunk_step, params, state, script[0]) / batch
     counter = CompilationCounter()
     with _trace(profile), counter:
         times, state = _time(lambda state, rows: step(params, state, rows), state, script[1:], deliver=True)
         report["compilations_after_warm_up"] = counter.count
-    sampler = _compile(world.sample_chunk, params, state, script[0])
     dit_times, state = _time(lambda state, rows: sampler(params, state, rows), state, script[1:], deliver=False)
     whole_times, state = _time(lambda state, rows: step(params, state, rows), state, script[1:], deliver=False)
 
@@ -103,6 +103,30 @@ def measure(
     stats = jax.devices()[0].memory_stats() or {}
     report["memory"]["peak_device_bytes"] = stats.get("peak_bytes_in_use")
     return report
+
+
+def inspect(world: World, batch: int = 1) -> dict:
+    """The part of `measure`'s figures that follows from compiling: nothing is run and no weights are made."""
+    cfg = world.cfg
+
+    def begin(key):
+        params = world.init(key)
+        image = jnp.zeros((batch, cfg.height, cfg.width, 3))
+        state = world.begin(params, world.encode(params, image), jax.random.split(key, batch))
+        return streaming_params(world, params), state
+
+    params, state = jax.eval_shape(begin, jax.random.key(0))
+    rows = _script(world, batch, 1, 0)[0]
+    programs = (_compile(function, params, state, rows) for function in (world.chunk_step, world.sample_chunk))
+    return {
+        "model": cfg.name,
+        "settings": world.settings._asdict(),
+        "batch": batch,
+        "machine": machine(),
+        "state": state_bytes(state),
+        "memory": _memory(*programs, _compile_decode(world, params, state)),
+        "flops_per_chunk": flops.count(world.chunk_step, params, state, rows) / batch,
+    }
 
 
 def machine() -> dict:
@@ -175,6 +199,16 @@ def _compile(function, params, state, actions):
     return jit_step(function).lower(params, state, actions).compile()
 
 
+def _compile_decode(world, params, state):
+    cfg, position = world.cfg.dit, state.position
+    shape = (position.shape[0], cfg.chunk, cfg.latent_height, cfg.latent_width, cfg.latent_channels)
+
+    def decode(params, cache, latents, position):
+        return world.decode(params, latents, position, cache)
+
+    return jit_step(decode).lower(params, state.decoder, jax.ShapeDtypeStruct(shape, jnp.float32), position).compile()
+
+
 def _script(world: World, batch: int, chunks: int, seed: int) -> list[Actions]:
     rows = load_actions("bench", world.cfg, chunk_rows(world.cfg, chunks), seed)
     parts = to_chunks(*rows, world.cfg, chunks)
@@ -197,11 +231,14 @@ def _time(step, state, script, *, deliver: bool) -> tuple[list[float], object]:
     return times, state
 
 
-def _memory(step) -> dict:
+def _memory(step, sampler, decoder) -> dict:
+    """XLA's own analysis of the whole chunk step, and what its two parts need when they are programs of their own."""
     analysis = step.memory_analysis()
     return {
         "arguments_bytes": analysis.argument_size_in_bytes,
         "temporaries_bytes": analysis.temp_size_in_bytes,
+        "dit_temporaries_bytes": sampler.memory_analysis().temp_size_in_bytes,
+        "decoder_temporaries_bytes": decoder.memory_analysis().temp_size_in_bytes,
         "aliased_bytes": analysis.alias_size_in_bytes,
     }
 

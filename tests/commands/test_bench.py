@@ -32,6 +32,16 @@ def test_every_figure(mgjax, small_weights, tmp_path):
     for text in ("compilations after warm-up", "chunk delivered", "DiT only", "state of one stream"):
         assert text in out
 
+    flags = ("--weights", small_weights, "--decoder", "taehv", "--compile-only", "--json", path)
+    code, out, _ = mgjax("bench", *flags)
+    compiled = json.loads(path.read_text())
+    assert code == 0
+    assert "chunk delivered" not in out
+    assert compiled["flops_per_chunk"] == report["flops_per_chunk"]
+    assert compiled["state"]["attention"] == parts["attention"]
+    for part in ("dit", "decoder"):
+        assert compiled["memory"][f"{part}_temporaries_bytes"] == report["memory"][f"{part}_temporaries_bytes"] > 0
+
 
 @pytest.mark.parametrize(
     ("flags", "reason"),
