@@ -81,6 +81,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
+def check_batch(mesh: Mesh, batch: int, accumulate: int = 1) -> None:
+    """Raises InputError unless every micro-batch splits over data and fsdp: else all devices would compute it whole."""
+    rows = math.prod(mesh.shape[axis] for axis in BATCH)
+    if (batch // accumulate) % rows:
+        raise InputError(
+            f"micro-batches of {batch // accumulate} clips ({batch} in {accumulate} parts) do not split over"
+            f" data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}"
+        )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 

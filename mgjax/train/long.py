@@ -18,6 +18,7 @@ from mgjax.train.distil import distillation
 from mgjax.train.fit import clip_spec
 from mgjax.train.lora import tuning
 from mgjax.train.network import network_of
+from mgjax.train.optim import in_parts
 from mgjax.train.rolling import (
     begin,
     chunk_rows,
@@ -85,31 +86,34 @@ def make_stage(cfg: LongStage, world: WorldConfig) -> Stage:
         exit = jax.random.randint(fold(state, "exit"), (), 0, len(levels))
         noise = draw_noise(fold(state, "rollout"), net, batch, first + new, len(levels))
 
-        stream = jax.lax.cond(
-            state.stream.frames + cfg.new_latents > cfg.max_latents,
-            lambda: start_streams(params, clips, noise[:, :first], exit),
-            lambda: state.stream,
-        )
-        # The picture's keys and values are the current weights'; the rest of the cache stays as it was written.
-        image = dit.prepare_image(params["dit"], net.dit, stream.clips.features, net.dtype)
-        stream = stream._replace(state=stream.state._replace(image=image))
-        rows = chunk_rows(net, stream.clips.actions, stream.frames, new)
-        rolled, after = roll(functions, params, stream.state, rows, noise[:, first:], exit)
-        made = clip_of(rolled.latents)
-        start = stream.frames - cfg.overlap
+        anew = state.stream.frames + cfg.new_latents > cfg.max_latents
+        frames = jnp.where(anew, cfg.overlap, state.stream.frames)
+
+        def carry_on(piece):
+            stream, clips, noise = piece
+            stream = jax.lax.cond(
+                anew,
+                lambda: start_streams(params, clips, noise[:, :first], exit)._replace(frames=None),
+                lambda: stream,
+            )
+            # The picture's keys and values are the current weights'; the rest of the cache stays as it was written.
+            image = dit.prepare_image(params["dit"], net.dit, stream.clips.features, net.dtype)
+            stream = stream._replace(state=stream.state._replace(image=image))
+            rows = chunk_rows(net, stream.clips.actions, frames, new)
+            rolled, after = roll(functions, params, stream.state, rows, noise[:, first:], exit)
+            return stream, _swapped(rolled), _swapped(rows), after
+
+        begun = state.stream._replace(frames=None), clips, noise
+        stream, rolled, rows, after = in_parts(carry_on, begun, cfg.accumulate)
+        made = clip_of(_swapped(rolled.latents))
+        start = frames - cfg.overlap
         counts = jnp.broadcast_to(jnp.arange(window) >= cfg.overlap, (batch, window))
         shape = (batch, window, *made.shape[2:])
-
-        def batch_first(chunks):
-            return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), chunks)
-
-        def chunks_first(chunks):
-            return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), chunks)
 
         def generator_loss(trained, piece):
             rolled, rows, before, tail, clips, score, counts = piece
             weights = tune.merge(trained, state.base)
-            made = before, chunks_first(rolled), chunks_first(rows), levels[exit]
+            made = before, _swapped(rolled), _swapped(rows), levels[exit]
             x = repeat_steps(functions, net, weights, params, clips.features, *made)
             x = jnp.concatenate([tail, x], 1)
             return distil.generator_loss(state, x, clips, score, start, counts)
@@ -118,7 +122,7 @@ def make_stage(cfg: LongStage, world: WorldConfig) -> Stage:
             x, clips, score, counts = piece
             return distil.critic_loss(state, critic, x, clips, score, start, counts)
 
-        piece = (batch_first(rolled), batch_first(rows), stream.state, stream.tail, stream.clips)
+        piece = (rolled, rows, stream.state, stream.tail, stream.clips)
         critic_piece = (jnp.concatenate([stream.tail, made], 1), stream.clips)
         state, metrics = distil.step(
             state,
@@ -128,7 +132,7 @@ def make_stage(cfg: LongStage, world: WorldConfig) -> Stage:
             (*critic_piece, distil.draw(fold(state, "critic_score"), shape), counts),
         )
         tail = jnp.concatenate([stream.tail, made], 1)[:, -cfg.overlap :]
-        kept = stream._replace(frames=stream.frames + cfg.new_latents, state=after, tail=tail)
+        kept = stream._replace(frames=frames + cfg.new_latents, state=after, tail=tail)
         return state._replace(stream=kept), {**metrics, "stream_frames": kept.frames.astype(jnp.float32)}
 
     def evaluate(state, clips):
@@ -155,6 +159,11 @@ def make_stage(cfg: LongStage, world: WorldConfig) -> Stage:
         evaluate=evaluate,
         export=distil.export,
     )
+
+
+def _swapped(chunks):
+    """Chunks first as batch first, and the other way."""
+    return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), chunks)
 
 
 def _chunk_shape(cfg):

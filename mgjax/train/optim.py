@@ -39,8 +39,7 @@ def gradients(
 
     if accumulate == 1:
         return part(batch)
-    # Every part takes rows from all over the batch, so that a batch laid out over devices stays where it is.
-    pieces = jax.tree.map(lambda leaf: leaf.reshape(-1, accumulate, *leaf.shape[1:]).swapaxes(0, 1), batch)
+    pieces = _cut(batch, accumulate)
 
     def add(total, piece):
         return jax.tree.map(jnp.add, total, part(piece)), None
@@ -48,6 +47,19 @@ def gradients(
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(part, _first(pieces)))
     total, _ = jax.lax.scan(add, zeros, pieces)
     return jax.tree.map(lambda leaf: leaf / accumulate, total)
+
+
+def in_parts(function: Callable[[Any], Any], batch: Any, parts: int) -> Any:
+    """`function(batch)`, in `parts` equal parts one after another; all leaves, in and out, have the batch on axis 0."""
+    if parts == 1:
+        return function(batch)
+    made = jax.lax.map(function, _cut(batch, parts))
+    return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:]), made)
+
+
+def _cut(batch, parts):
+    """Every part takes rows from all over the batch, so that a batch laid out over devices stays where it is."""
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1), batch)
 
 
 def _first(pieces):

@@ -48,7 +48,7 @@ class Plan(NamedTuple):
 
 
 HEAD = """\
-| stage | state GB | batch GB | temporary GB | total GB | fits | PFLOP a step | compile s | collectives a step: calls, GB |
+| stage | state GB | batch GB | temporary GB | total GB | fits | PFLOP | compile s | collectives a step: calls, GB |
 |---|---|---|---|---|---|---|---|---|"""
 
 
@@ -79,10 +79,16 @@ def gpu_devices(target: Path, count: int) -> list:
 
 
 def plan_stage(cfg: TrainConfig, name: str, mesh: Mesh, attention: str | None = None) -> Plan:
-    """The plan of one stage of a ladder. `attention` takes the place of what the config says, if given."""
+    """The plan of one stage of a ladder. `attention` takes the place of what the config says, if given.
+
+    Raises:
+        InputError: the stage's micro-batches do not split over the mesh.
+    """
+    own = getattr(cfg, name)
+    sharding.check_batch(mesh, own.batch, own.accumulate)
     if attention is not None:
-        cfg = dataclasses.replace(cfg, **{name: dataclasses.replace(getattr(cfg, name), attention=attention)})
-    return plan(make_stage(name, cfg), getattr(cfg, name).batch, mesh, _pretrained(cfg, name))
+        cfg = dataclasses.replace(cfg, **{name: dataclasses.replace(own, attention=attention)})
+    return plan(make_stage(name, cfg), own.batch, mesh, _pretrained(cfg, name))
 
 
 def _pretrained(cfg: TrainConfig, name: str) -> dict:

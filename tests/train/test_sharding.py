@@ -11,7 +11,8 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
-from mgjax.sharding import AXES, RULES, spec
+from mgjax.errors import InputError
+from mgjax.sharding import AXES, RULES, check_batch, spec
 
 MESHES = ((1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2))
 STAGES = ("vae", "foundation", "causal", "few_step", "self_forcing", "long")
@@ -110,7 +111,7 @@ def mesh(*sizes):
         ("critic/head/out/kernel", (1536, 64), P(("tensor",), ("fsdp",))),
         ("params/blocks/action/self_attention/q/kernel/a", (15, 1536, 64), P(None, ("fsdp",), ("tensor",))),
         ("params/blocks/action/self_attention/q/kernel/b", (15, 64, 1536), P(None, None, ("fsdp",))),
-        ("stream/state/cache/0/tokens/k", (8, 3, 880, 12, 128), P(("data", "fsdp"))),
+        ("stream/state/cache/action/tokens/k", (8, 15, 3, 880, 12, 128), P(("data", "fsdp"))),
         ("params/blocks/action/self_attention/q_norm/scale", (15, 1536), P()),
         ("params/patch/kernel", (145, 1536), P(None, ("tensor",))),  # 145 does not split over 4
         ("step", (), P()),
@@ -118,6 +119,14 @@ def mesh(*sizes):
 )
 def test_one_table_places_every_part_of_the_state(path, shape, expected):
     assert spec(path, shape, mesh(2, 4, 1, 2)) == expected
+
+
+def test_a_micro_batch_that_does_not_split_is_one_sentence():
+    check_batch(mesh(2, 4, 1, 2), 64, 8)
+    with pytest.raises(
+        InputError, match=r"micro-batches of 4 clips \(64 in 16 parts\) do not split over data 2 x fsdp 4"
+    ):
+        check_batch(mesh(2, 4, 1, 2), 64, 16)
 
 
 def test_every_rule_is_a_regex_that_something_reaches():
