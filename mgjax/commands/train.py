@@ -53,7 +53,11 @@ def main(
 
         from mgjax.train.verdict import judge
 
-        Console().print(_table(judge(folder, names)))
+        lines, console = judge(folder, names), Console(highlight=False)
+        console.print(_table(lines))
+        for line in lines:
+            for failure in line.failures:
+                console.print(f"{line.stage}: {failure}")
     return 0
 
 
@@ -61,18 +65,20 @@ def _table(lines: list):
     from rich.table import Table
 
     table = Table(
-        "stage", "steps", "minutes", "held-out loss", "error, own actions", "other actions", "of its teacher's", "",
-        title="Errors: mean squares of sampled latents, under a clip's own actions and under another clip's",
-    )  # fmt: skip
+        *("stage", "steps", "min", "loss", "error", "swapped", "/ teacher", "holds"),
+        caption="loss: first and last tenth of the steps; error: mean square of sampled latents against the clips'; "
+        "swapped: under other clips' actions; / teacher: error over the foundation model's",
+    )
+    table.columns[0].no_wrap = table.columns[3].no_wrap = True
     for line in lines:
         table.add_row(
             line.stage,
             f"{line.steps:,}",
             f"{line.seconds / 60:.1f}",
-            f"{line.loss[0]:.4g} -> {line.loss[1]:.4g}" if line.loss else "-",
+            f"{line.loss[0]:.2g} to {line.loss[1]:.2g}" if line.loss else "-",
             f"{line.control.error:.4f}" if line.control else "-",
             f"{line.control.swapped:.4f}" if line.control else "-",
-            f"{line.ratio:.2f} x" if line.ratio is not None else "-",
-            "; ".join(line.failures) or "ok",
+            f"{line.ratio:.2f}" if line.ratio is not None else "-",
+            "no" if line.failures else "yes",
         )
     return table

@@ -1,7 +1,7 @@
 """Whether a ladder did what it is for: every loss fell, every stage follows its actions (T1.6), and the few-step
 student's samples are about as near to the clips as those of its many-step teacher.
 
-Losses are those on held-out clips, before the first step and after the last.
+Losses are those of training, means over the first and the last tenth of a stage's steps.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import jax
@@ -30,7 +31,7 @@ class Line(NamedTuple):
     stage: str
     steps: int
     seconds: float
-    loss: tuple[float, float] | None  # held out: first and last
+    loss: tuple[float, float] | None  # at first and at last
     control: Control | None
     ratio: float | None  # sample error over the foundation stage's, of a few-step student
 
@@ -70,11 +71,12 @@ def judge(out: Path, stages: list[str]) -> list[Line]:
         if not path.exists():
             continue
         summary = json.loads(path.read_text())
-        losses = [line["loss"] for line in metrics.read(out / stage) if line["kind"] == "validation"]
+        losses = [line["loss"] for line in metrics.read(out / stage) if line["kind"] == "train"]
+        tenth = -(-len(losses) // 10)
         control = Control(**summary["control"]) if summary.get("control") else None
         if stage == "foundation":
             teacher = control
         ratio = control.error / teacher.error if stage in STUDENTS and control and teacher else None
-        loss = (losses[0], losses[-1]) if len(losses) > 1 else None
+        loss = (fmean(losses[:tenth]), fmean(losses[-tenth:])) if len(losses) > 1 else None
         lines.append(Line(stage, summary["steps"], summary["seconds"], loss, control, ratio))
     return lines

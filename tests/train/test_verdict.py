@@ -11,8 +11,8 @@ def stage(folder, name, control=None, losses=(3.0, 2.0)):
     if control:
         summary["control"] = {"error": control[0], "swapped": control[1]}
     (folder / name / "summary.json").write_text(json.dumps(summary))
-    lines = [{"step": 0, "kind": "train", "loss": 9.0}]
-    lines += [{"step": step, "kind": "validation", "loss": loss} for step, loss in enumerate(losses)]
+    lines = [{"step": 0, "kind": "validation", "loss": 9.0}]
+    lines += [{"step": step, "kind": "train", "loss": loss} for step, loss in enumerate(losses)]
     (folder / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
