@@ -11,7 +11,7 @@ import tiny
 from mgjax.models import dit
 from mgjax.train.masks import block_causal
 from mgjax.train.network import context, network_of
-from mgjax.train.optim import make_optimizer, start_ema, update, update_ema
+from mgjax.train.optim import in_parts, make_optimizer, start_ema, update, update_ema
 from mgjax.train_config import EMAConfig, OptimizerConfig
 
 
@@ -93,3 +93,16 @@ def test_t5_6_small_updates_accumulate_in_float32_and_would_not_in_bfloat16():
 
     np.testing.assert_allclose(moved(jnp.float32), 1e-4, rtol=0.01)
     np.testing.assert_array_equal(moved(jnp.bfloat16), 0)
+
+
+def test_parts_of_a_batch_come_back_in_its_order():
+    batch = {"x": jnp.arange(12.0).reshape(6, 2), "none": None}
+    for parts in (1, 2, 3):
+        seen = []
+
+        def double(part, seen=seen):
+            seen.append(part["x"].shape)
+            return {"x": 2 * part["x"], "none": None}
+
+        np.testing.assert_array_equal(in_parts(double, batch, parts)["x"], 2 * batch["x"])
+        assert seen[-1] == (6 // parts, 2)
