@@ -87,7 +87,7 @@ def run(job: Job, cfg: RunConfig, folder: Path, *, resume: bool) -> Result:
                 state, metrics = step_program(state, prepare(step, place(rows, layout, job.batch)))
             watch.saw(step, metrics, rows)
             last, leave = step == job.steps, stop.wanted(step)
-            if leave or _due(step, cfg.save_every, last):
+            if leave or last or _due(step, cfg.save_every, last):
                 watch.settle()
                 extra = {"feed": feed.get_state(), "fingerprint": job.fingerprint, "nonfinite": watch.nonfinite}
                 checkpoints.save(step, state, extra)
@@ -104,7 +104,7 @@ def run(job: Job, cfg: RunConfig, folder: Path, *, resume: bool) -> Result:
 
 
 def _due(step: int, every: int, last: bool) -> bool:
-    return last or (every > 0 and step % every == 0)
+    return every > 0 and (last or step % every == 0)
 
 
 def abstract_state(stage: Stage, mesh: Mesh, pretrained: dict) -> TrainState:
