@@ -185,7 +185,7 @@ def build(cfg: WorldConfig, settings: Settings = Settings()) -> World:  # noqa: 
     return World(cfg, settings, init, encode, begin, network, sample_chunk, decode, chunk_step, roll)
 
 
-def jit_step(step: Callable) -> Callable:
+def jit_step(step: Callable) -> jax.stages.Wrapped:
     """`step(params, state, ...)` of a world, compiled with the state donated."""
     options = None
     if jax.default_backend() == "cpu":
