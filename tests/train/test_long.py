@@ -7,6 +7,8 @@ here. - T4.7 speaks of re-caching when a prompt changes. Actions enter with ever
 - T4.8: errors are not recycled into the history; no stage has residual buffers.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,6 +109,22 @@ def test_t4_6_streams_begin_anew_before_they_grow_too_long(states):
         np.testing.assert_array_equal(state.stream.clips.features, newest.features)
     # A stream that begins anew remembers nothing: with the same weights it would be the same from any earlier state.
     assert not np.array_equal(states[1].stream.tail, states[2].stream.tail)
+
+
+@pytest.mark.slow  # compiles the step once more
+def test_t5_7_micro_batches_carry_the_same_streams_on(world, states):
+    """Products of another batch size add in another order: 1e-5 of latents and keys of order one. The streams' random
+    keys differ, and nothing is drawn from them."""
+    cut = long.make_stage(dataclasses.replace(STAGE, accumulate=BATCH), world)
+    after, told = jax.jit(cut.step)(states[0][0], tiny.clips(world, BATCH, STAGE.max_latents, seed=0))
+    whole = states[0][1].stream
+
+    def without_key(stream):
+        return stream._replace(state=stream.state._replace(key=None))
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *map(without_key, (after.stream, whole)))
+    for name, value in states[1][0].items():
+        np.testing.assert_allclose(told[name], value, rtol=1e-4, err_msg=name)
 
 
 def test_a_new_stream_forgets_the_old_one(world, stage, states):
