@@ -23,25 +23,24 @@ from mgjax.train_config import (
 
 
 def config() -> TrainConfig:
-    small = {"dtype": "float32", "latents": 6, "batch": 8}
+    small = {"dtype": "float32", "latents": 6, "batch": 8, "ema": EMAConfig(decay=0.99, start=50)}
 
     def adam(rate: float, b1: float = 0.9, b2: float = 0.99) -> OptimizerConfig:
-        return OptimizerConfig(learning_rate=rate, b1=b1, b2=b2, warmup=20)
+        return OptimizerConfig(learning_rate=rate, b1=b1, b2=b2, warmup=50)
 
-    autoencoder = {"dtype": "float32", "batch": 8, "frames": 5, "crop": (32, 32), "kl_weight": 1e-4}
-    autoencoder["ema"] = EMAConfig(decay=0.98, start=20)
-    few_steps = {**small, "ema": EMAConfig(decay=0.99, start=20)}
-    distilled = {**few_steps, "optimizer": adam(1e-4, 0.0), "critic": adam(3e-4, 0.0)}
+    pixels = {"dtype": "float32", "batch": 8, "frames": 5, "crop": (32, 32), "kl_weight": 1e-4}
+    autoencoder = {**pixels, "ema": EMAConfig(decay=0.98, start=50)}
+    distilled = {**small, "ratio": 3, "optimizer": adam(1e-4, 0.0), "critic": adam(3e-4, 0.0)}
     return TrainConfig(
         name="nano",
         world=preset("nano"),
-        vae=VAEStage(steps=1000, optimizer=adam(3e-3), **autoencoder),
-        taehv=VAEStage(steps=400, optimizer=adam(3e-3), **autoencoder),
-        foundation=FoundationStage(steps=600, optimizer=adam(1e-3), num_action_layers=None, **small),
-        causal=CausalStage(steps=300, optimizer=adam(5e-4), **small),
-        few_step=FewStepStage(steps=200, optimizer=adam(2e-4), **few_steps),
-        self_forcing=SelfForcingStage(steps=150, **distilled),
-        long=LongStage(steps=40, new_latents=3, overlap=3, max_latents=12, **distilled),
+        vae=VAEStage(steps=950, optimizer=adam(3e-3), **autoencoder),
+        taehv=VAEStage(steps=400, optimizer=adam(1e-3), **autoencoder),
+        foundation=FoundationStage(steps=1300, optimizer=adam(4e-3), num_action_layers=None, **small),
+        causal=CausalStage(steps=280, optimizer=adam(2e-3), **small),
+        few_step=FewStepStage(steps=100, grid=16, optimizer=adam(2e-4), **small),
+        self_forcing=SelfForcingStage(steps=40, **distilled),
+        long=LongStage(steps=20, new_latents=3, overlap=3, max_latents=9, **distilled),
         data=DataConfig(agent="hold", clips=512, validation_clips=16),
-        run=RunConfig(log_every=10, save_every=100, validate_every=100, sample_every=0, control_clips=16),
+        run=RunConfig(log_every=10, save_every=500, validate_every=250, sample_every=0, control_clips=16),
     )

@@ -68,6 +68,11 @@ def test_load_lazy_reads_the_same(folder):
     _assert_equal(jax.tree.map(lambda a: a.read(), checkpoint.load_lazy(folder, "dit")), _tree())
 
 
+def test_nothing_says_where_it_was_written(folder):
+    place = str(folder.parent).encode()
+    assert not [path for path in folder.rglob("*") if path.is_file() and place in path.read_bytes()]
+
+
 def test_any_orbax_reads_it(folder):
     with ocp.StandardCheckpointer() as checkpointer:
         _assert_equal(checkpointer.restore((folder / "dit").absolute()), _tree())

@@ -18,6 +18,13 @@ Attention = Literal["auto", "xla", "tiled", "cudnn"]
 DEFAULT = "nano"  # the one model that comes with the package
 
 
+def find_weights(model: str | None, weights: Path | None, random_weights: bool) -> Path | None:
+    """`weights`, or those that come with mgjax where none are named for its own model; None where they are random."""
+    from mgjax.checkpoint import SHIPPED
+
+    return SHIPPED if weights is None and model in (None, DEFAULT) and not random_weights else weights
+
+
 def world_config(model: str | None, weights: Path | None, random_weights: bool) -> WorldConfig:
     """The config of the checkpoint `weights`, or of the preset `model`; InputError where they contradict each other."""
     from mgjax import checkpoint

@@ -26,8 +26,8 @@ def main(
 ) -> int:
     """Streams the seeded composite and prints what it takes; exits with 1 if anything was compiled after warm-up.
 
-    Without --weights random weights are used: speed does not depend on them. Machines are noisy: compare ratios of
-    one run.
+    Without --weights nano has those that come with mgjax, and every other model random ones: speed does not depend on
+    them. Machines are noisy: compare ratios of one run.
 
     Args:
         model: a preset (default: nano, or what the weights are of).
@@ -56,9 +56,9 @@ def main(
     if json is not None:
         check_writable(json)
     console = Console(highlight=False)
-    world = _world.build(
-        _world.world_config(model, weights, random_weights=weights is None), _world.settings(dtype, decoder, attention)
-    )
+    weights = _world.find_weights(model, weights, random_weights=False)
+    cfg = _world.world_config(model, weights, random_weights=weights is None)
+    world = _world.build(cfg, _world.settings(dtype, decoder, attention))
     with console.status("compiling") as status:
         report = bench.inspect(world, batch) if compile_only else bench.measure(
             world,

@@ -37,7 +37,7 @@ def main(
         image: the first frame: a picture of any size, cropped to the model's shape.
         model: universal, gta_drive, templerun or nano (default: what the weights are of, else nano).
         weights: a folder made by `mgjax convert`.
-        random_weights: run a released model with random weights, to try the machine; the video is noise.
+        random_weights: run without weights, to try the machine; the video is noise.
         chunks: length in chunks of 12 frames; the first has 9 (default: as long as the actions).
         seed: of the noise, and of `--actions bench`.
         decoder: wan, the full video decoder, or taehv, the small fast one.
@@ -63,6 +63,7 @@ def main(
             check_writable(path)
     if save_state is not None and save_state.resolve() == out.resolve():
         raise InputError(f"--out and --save-state are both {out}")
+    weights = _world.find_weights(model, weights, random_weights)
     cfg = _world.world_config(model, weights, random_weights)
     world = _world.build(cfg, _world.settings(dtype, decoder, attention))
     rows = None

@@ -49,36 +49,32 @@ def main(
     import jax
 
     if jax.process_index() == 0:
-        from rich.console import Console
-
         from mgjax.train.verdict import judge
 
-        lines, console = judge(folder, names), Console(highlight=False)
-        console.print(_table(lines))
-        for line in lines:
-            for failure in line.failures:
-                console.print(f"{line.stage}: {failure}")
+        _tell(judge(folder, names))
     return 0
 
 
-def _table(lines: list):
-    from rich.table import Table
+def _tell(lines: list) -> None:
+    """Prints how the stages did, a line each, and what does not hold."""
 
-    table = Table(
-        *("stage", "steps", "min", "loss", "error", "swapped", "/ teacher", "holds"),
-        caption="loss: first and last tenth of the steps; error: mean square of sampled latents against the clips'; "
-        "swapped: under other clips' actions; / teacher: error over the foundation model's",
-    )
-    table.columns[0].no_wrap = table.columns[3].no_wrap = True
+    def shown(value, form):
+        return "-" if value is None else format(value, form)
+
+    rows = [("stage", "steps", "min", "steps/s", "loss", "error", "swapped", "ratio", "holds")]
     for line in lines:
-        table.add_row(
-            line.stage,
-            f"{line.steps:,}",
-            f"{line.seconds / 60:.1f}",
-            f"{line.loss[0]:.2g} to {line.loss[1]:.2g}" if line.loss else "-",
-            f"{line.control.error:.4f}" if line.control else "-",
-            f"{line.control.swapped:.4f}" if line.control else "-",
-            f"{line.ratio:.2f}" if line.ratio is not None else "-",
-            "no" if line.failures else "yes",
-        )
-    return table
+        first, last = line.loss or (None, None)
+        error, swapped = line.control or (None, None)
+        rows.append((
+            line.stage, f"{line.steps:,}", f"{line.seconds / 60:.1f}", shown(line.rate, ".1f"),
+            f"{shown(first, '.2g')}→{shown(last, '.2g')}", shown(error, ".3f"), shown(swapped, ".3f"),
+            shown(line.ratio, ".2f"), "no" if line.failures else "yes",
+        ))  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)))
+    print("Loss: first and last tenth of the steps. Error: mean square of sampled latents against held-out clips;")
+    print("swapped: under other clips' actions; ratio: error over the foundation model's.")
+    for line in lines:
+        for failure in line.failures:
+            print(f"{line.stage}: {failure}")

@@ -11,7 +11,9 @@ def layer_norm(x: Float[Array, "*shape d"], eps: float, scale=None, bias=None) -
     h = h - h.mean(-1, keepdims=True)
     h = h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + eps)
     if scale is not None:
-        h = h * scale.astype(jnp.float32) + bias.astype(jnp.float32)
+        h = h * scale.astype(jnp.float32)
+    if bias is not None:
+        h = h + bias.astype(jnp.float32)
     return h.astype(x.dtype)
 
 

@@ -84,7 +84,7 @@ def _one_step_errors(net: Network, world: WorldConfig):
 
         errors = jax.lax.map(one, jnp.asarray(levels, jnp.float32))
         named = {f"error_t{1000 * sigma:.0f}": errors[index] for index, sigma in enumerate(levels)}
-        return {"loss": errors.mean(), **named}
+        return {"error": errors.mean(), **named}
 
     return evaluate
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import NamedTuple
 
 import jax
@@ -31,6 +31,7 @@ class Line(NamedTuple):
     stage: str
     steps: int
     seconds: float
+    rate: float | None  # steps a second, once compiled
     loss: tuple[float, float] | None  # at first and at last
     control: Control | None
     ratio: float | None  # sample error over the foundation stage's, of a few-step student
@@ -71,12 +72,15 @@ def judge(out: Path, stages: list[str]) -> list[Line]:
         if not path.exists():
             continue
         summary = json.loads(path.read_text())
-        losses = [line["loss"] for line in metrics.read(out / stage) if line["kind"] == "train"]
+        logged = [line for line in metrics.read(out / stage) if line["kind"] == "train"]
+        losses = [line["loss"] for line in logged]
+        rates = [line["steps_per_s"] for line in logged if "steps_per_s" in line]
         tenth = -(-len(losses) // 10)
         control = Control(**summary["control"]) if summary.get("control") else None
         if stage == "foundation":
             teacher = control
         ratio = control.error / teacher.error if stage in STUDENTS and control and teacher else None
         loss = (fmean(losses[:tenth]), fmean(losses[-tenth:])) if len(losses) > 1 else None
-        lines.append(Line(stage, summary["steps"], summary["seconds"], loss, control, ratio))
+        rate = median(rates) if rates else None
+        lines.append(Line(stage, summary["steps"], summary["seconds"], rate, loss, control, ratio))
     return lines

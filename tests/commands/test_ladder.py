@@ -23,7 +23,7 @@ def test_the_nano_ladder_does_what_it_is_for(mgjax, picture, tmp_path):
     assert all(line.loss for line in lines)
     assert all(line.control for line in lines[2:])
     assert all(line.ratio for line in lines[4:])
-    assert printed.count(" yes ") == len(STAGES)
+    assert printed.count("  yes\n") == len(STAGES)
     weights = out / STAGES[-1] / "weights"
     flags = ["--weights", weights, "--image", picture, "--actions", "w:24", "--out", tmp_path / "o.mp4"]
     assert mgjax("generate", *flags)[0] == 0
