@@ -51,7 +51,9 @@ class Line(NamedTuple):
 
 def measure_control(cfg: TrainConfig, name: str, params: dict, clips: ClipBatch) -> Control:
     """Sample errors of the DiT `params` that stage `name` exported: by the steps of inference for a few-step student,
-    by many steps for the others."""
+    by many steps for the others. Of the clips, the first frames count that the stage scores at once, so that the errors
+    of a ladder whose stages score as many can be compared."""
+    clips = _begin(clips, getattr(cfg, name).latents, cfg.world.vae.temporal_stride)
     if name == "foundation":
         shift = cfg.foundation.shift
         measured = jax.jit(lambda params, clips: foundation_control(cfg.world, params, clips, shift=shift))
@@ -62,6 +64,15 @@ def measure_control(cfg: TrainConfig, name: str, params: dict, clips: ClipBatch)
             world = dataclasses.replace(world, sampler=dataclasses.replace(world.sampler, steps=steps))
         measured = jax.jit(lambda params, clips: student_control(world, params, clips))
     return Control(*map(float, measured(params, clips)))
+
+
+def _begin(clips: ClipBatch, latents: int, stride: int) -> ClipBatch:
+    """The first `latents` latent frames of `clips`."""
+    return clips._replace(
+        latents=clips.latents[:, :latents],
+        condition=clips.condition[:, :latents],
+        actions=jax.tree.map(lambda rows: rows[:, : stride * (latents - 1) + 1], clips.actions),
+    )
 
 
 def judge(out: Path, stages: list[str]) -> list[Line]:
