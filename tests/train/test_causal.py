@@ -221,4 +221,4 @@ def test_t2_8_and_t2_9_ode_pairs_and_their_regression(default):
     stage, state, losses = run(stage, pairs, 25, {"dit": fresh})
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     metrics = jax.jit(stage.evaluate)(state, batch)
-    assert {"loss", "error_t1000", "error_t909", "error_t714"} == set(metrics)
+    assert {"error", "error_t1000", "error_t909", "error_t714"} == set(metrics)
