@@ -180,12 +180,12 @@ class Upsample(nn.Module):
         if self.temporal:
             row = first[:, None, None, None, None]
             past = cache.get("time", jnp.zeros((b, 2, h, w, c), x.dtype))
-            head, tail = x[:, :head], x[:, head:]
-            frames = jnp.concatenate([past, jnp.where(row, 0, head), tail], axis=1)
+            opening, rest = x[:, :head], x[:, head:]
+            frames = jnp.concatenate([past, jnp.where(row, 0, opening), rest], axis=1)
             taps = jnp.concatenate([frames[:, :-2], frames[:, 1:-1], frames[:, 2:]], axis=-1)
             expanded = rearrange(_dense(2 * c, taps, "time"), "b f h w (s c) -> b (f s) h w c", s=2)
-            kept = jnp.concatenate([jnp.zeros_like(head), head], axis=1)
-            x = jnp.concatenate([jnp.where(row, kept, expanded[:, : kept.shape[1]]), expanded[:, kept.shape[1] :]], 1)
+            kept = jnp.concatenate([jnp.zeros_like(opening), opening], axis=1)
+            x = jnp.concatenate([jnp.where(row, kept, expanded[:, : 2 * head]), expanded[:, 2 * head :]], axis=1)
             new = {"time": frames[:, -2:]}
         x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
         return nn.Conv(c // 2, (3, 3), dtype=x.dtype, name="conv")(x), new
