@@ -76,22 +76,33 @@ def _begin(clips: ClipBatch, latents: int, stride: int) -> ClipBatch:
 
 
 def judge(out: Path, stages: list[str]) -> list[Line]:
-    """A line for each of `stages` that was trained in `out`."""
-    lines, teacher = [], None
-    for stage in stages:
-        path = out / stage / "summary.json"
-        if not path.exists():
-            continue
-        summary = json.loads(path.read_text())
-        logged = [line for line in metrics.read(out / stage) if line["kind"] == "train"]
-        losses = [line["loss"] for line in logged]
-        rates = [line["steps_per_s"] for line in logged if "steps_per_s" in line]
-        tenth = -(-len(losses) // 10)
-        control = Control(**summary["control"]) if summary.get("control") else None
-        if stage == "foundation":
-            teacher = control
-        ratio = control.error / teacher.error if stage in STUDENTS and control and teacher else None
-        loss = (fmean(losses[:tenth]), fmean(losses[-tenth:])) if len(losses) > 1 else None
-        rate = median(rates) if rates else None
-        lines.append(Line(stage, summary["steps"], summary["seconds"], rate, loss, control, ratio))
-    return lines
+    """A line for each of `stages` that was trained in `out`; a student's teacher is the foundation stage there."""
+    teacher = _control(_summary(out / "foundation"))
+    summaries = {stage: _summary(out / stage) for stage in stages}
+    return [_line(out / stage, summary, teacher) for stage, summary in summaries.items() if summary]
+
+
+def _line(folder: Path, summary: dict, teacher: Control | None) -> Line:
+    logged = [line for line in metrics.read(folder) if line["kind"] == "train"]
+    losses = [line["loss"] for line in logged]
+    rates = [line["steps_per_s"] for line in logged if "steps_per_s" in line]
+    tenth, control = -(-len(losses) // 10), _control(summary)
+    return Line(
+        stage=folder.name,
+        steps=summary["steps"],
+        seconds=summary["seconds"],
+        rate=median(rates) if rates else None,
+        loss=(fmean(losses[:tenth]), fmean(losses[-tenth:])) if len(losses) > 1 else None,
+        control=control,
+        ratio=control.error / teacher.error if folder.name in STUDENTS and control and teacher else None,
+    )
+
+
+def _summary(folder: Path) -> dict:
+    """What a finished stage wrote of itself; empty where there is none."""
+    path = folder / "summary.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _control(summary: dict) -> Control | None:
+    return Control(**summary["control"]) if summary.get("control") else None

@@ -26,6 +26,7 @@ def test_a_ladder_that_works_has_no_failures(tmp_path):
     assert student.loss == (3.0, 1.0)
     assert student.ratio == pytest.approx(1.1)
     assert [vae.failures, foundation.failures, student.failures] == [[], [], []]
+    assert judge(tmp_path, ["self_forcing"]) == [student]
 
 
 def test_what_does_not_hold_is_named(tmp_path):
