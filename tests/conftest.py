@@ -17,15 +17,24 @@ from mgjax.config import (
 )
 
 ROOT = Path(__file__).parents[1]
-GOLDEN = ROOT.parent / "shared" / "golden"
+
+
+class Golden:
+    """Reference tensors of the released code: the smaller ones are in this repository, the rest may stand beside it."""
+
+    places = (ROOT / "tests" / "golden", ROOT.parent / "shared" / "golden")
+
+    def __truediv__(self, name: str) -> Path:
+        """The folder or file `name` of them; the test is skipped where it is absent."""
+        found = next((place / name for place in self.places if (place / name).exists()), None)
+        if found is None:
+            pytest.skip(f"the reference tensors {name} (shared/golden) are not on this machine")
+        return found
 
 
 @pytest.fixture(scope="session")
-def golden() -> Path:
-    """Folder of the reference tensors; the test is skipped where it is absent."""
-    if not GOLDEN.is_dir():
-        pytest.skip("the reference tensors (shared/golden) are not on this machine")
-    return GOLDEN
+def golden() -> Golden:
+    return Golden()
 
 
 @pytest.fixture(scope="session")
