@@ -187,11 +187,13 @@ def build(cfg: WorldConfig, settings: Settings = Settings()) -> World:  # noqa: 
 
 def jit_step(step: Callable) -> jax.stages.Wrapped:
     """`step(params, state, ...)` of a world, compiled with the state donated."""
-    options = None
-    if jax.default_backend() == "cpu":
-        # The default order puts early what can run early, and so holds the float32 weights of all blocks at a time.
-        options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-    return jax.jit(step, donate_argnums=1, compiler_options=options)
+    return jax.jit(step, donate_argnums=1, compiler_options=memory_order(jax.default_backend()))
+
+
+def memory_order(platform: str) -> dict | None:
+    """Options of XLA for programs that must stay small. A CPU's default order puts early what can run early, and so
+    holds the float32 weights of all blocks at a time."""
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if platform == "cpu" else None
 
 
 def streaming_params(world: World, params: dict) -> dict:
