@@ -41,7 +41,7 @@ def main(
         chunks: length in chunks of 12 frames; the first has 9 (default: as long as the actions).
         seed: of the noise, and of `--actions bench`.
         decoder: wan, the full video decoder, or taehv, the small fast one.
-        overlay: draw the held keys and the mouse on the video.
+        overlay: draw the held keys and the mouse on the video, and enlarge a small one so that they can be read.
         state: a file made by --save-state: go on from there, without a picture.
         save_state: write the stream's state after the last frame, to go on later or to fork the world.
         dtype: of the computation; auto is float32 on a CPU and bfloat16 elsewhere.
@@ -86,7 +86,7 @@ def _stream(world, weights, image, state, script, keyboard, mouse, seed, out, ov
     from mgjax.commands import _world
     from mgjax.commands._progress import progress_bar
     from mgjax.io.image import load_image
-    from mgjax.io.overlay import draw_controls
+    from mgjax.io.overlay import draw_controls, enlarge, enlargement
     from mgjax.io.video import VideoWriter
     from mgjax.stream.session import Session
     from mgjax.types import Actions
@@ -96,7 +96,9 @@ def _stream(world, weights, image, state, script, keyboard, mouse, seed, out, ov
     _world.use_compilation_cache()
     if weights is None:
         console.print(f"[yellow]{cfg.name} has random weights: this shows that it runs, not what it can do[/]")
-    with VideoWriter(out, cfg.height, cfg.width, cfg.fps) as video, progress_bar(console) as progress:
+    scale = enlargement(cfg.width) if overlay else 1
+    size = scale * cfg.height, scale * cfg.width
+    with VideoWriter(out, *size, cfg.fps) as video, progress_bar(console) as progress:
         task = progress.add_task("loading", total=None)
         params = _world.load_params(world, weights, encoders=state is None)
         progress.update(task, description="encoding the picture" if state is None else "loading the state")
@@ -117,7 +119,7 @@ def _stream(world, weights, image, state, script, keyboard, mouse, seed, out, ov
         count = 0
         for rows in zip(*script, strict=True):
             for frame in session.step(Actions(*(part[None] for part in rows)))[0]:
-                controls = next(held, None)
+                frame, controls = enlarge(frame, scale), next(held, None)
                 video.write(draw_controls(frame, *controls, cfg.control) if overlay and controls else frame)
                 count += 1
             progress.advance(task)

@@ -25,11 +25,10 @@ from mgjax.data.store import DamagedClip, Dataset
 from mgjax.data.types import Clip
 from mgjax.errors import InputError
 from mgjax.io.files import atomic_path
-from mgjax.io.overlay import draw_controls
+from mgjax.io.overlay import draw_controls, enlarge, enlargement
 from mgjax.io.video import VideoWriter
 
 STATISTICS_CLIPS = 500  # rows of at most so many clips, evenly spread, are counted
-VIDEO_WIDTH = 480  # small pictures are enlarged to about this, so that the controls on them can be read
 STRIP_LEFT = 66  # of 360: where the strips under the clips begin; the page moves their playheads from there
 MAP_CELLS = 160  # cells along the longer side of the map
 KEYS = {"forward": "w", "back": "s", "left": "a", "right": "d"}
@@ -165,14 +164,13 @@ def _figure(name: str, clip: Clip, schema: Schema, mouse_step: float) -> str:
 
 def _video(clip: Clip, schema: Schema, mouse_step: float) -> str:
     control = _control(schema, mouse_step)
-    scale = max(1, round(VIDEO_WIDTH / schema.size[1]))
+    scale = enlargement(schema.size[1])
     height, width = schema.size[0] * scale, schema.size[1] * scale
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "clip.mp4"
         with VideoWriter(file, height, width, schema.fps, crf=24) as video:
             for frame, keyboard, mouse in zip(clip.frames, clip.keyboard, clip.mouse, strict=True):
-                large = frame.repeat(scale, axis=0).repeat(scale, axis=1)
-                video.write(draw_controls(large, keyboard.astype(np.float32), mouse, control))
+                video.write(draw_controls(enlarge(frame, scale), keyboard.astype(np.float32), mouse, control))
         return base64.b64encode(file.read_bytes()).decode()
 
 

@@ -14,8 +14,7 @@ from jaxtyping import Float, Float32, UInt8
 
 from mgjax.config import ControlConfig
 
-OVERLAY_HELP = "draw the pressed keys and the mouse over the video"
-
+_READABLE = 480  # pixels of width from which controls can be read
 _DARK, _LIGHT, _ACCENT = (14, 16, 20), (255, 255, 255), (255, 200, 64)
 _CLUSTER = {"w": (0, 1), "a": (1, 0), "s": (1, 1), "d": (1, 2)}  # row and column on a keyboard
 _DIAL_STEPS = 32  # places of the knob from the centre to the rim
@@ -51,6 +50,16 @@ def draw_controls(
         margin = _margin(height, width)
         _blend(frame, height - margin - len(dial), width - margin - len(dial), dial)
     return frame
+
+
+def enlargement(width: int) -> int:
+    """How many times as large a picture is shown so that the controls on it can be read."""
+    return max(1, round(_READABLE / width))
+
+
+def enlarge(frame: UInt8[np.ndarray, "h w 3"], times: int) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """`frame` with every pixel as a square of `times` x `times`."""
+    return frame.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def _unit(height: int, width: int) -> int:

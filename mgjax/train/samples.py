@@ -15,7 +15,7 @@ from jaxtyping import Array, UInt8
 from mgjax import sharding
 from mgjax.config import WorldConfig
 from mgjax.diffusion.schedule import sigmas
-from mgjax.io.overlay import draw_controls
+from mgjax.io.overlay import draw_controls, enlarge, enlargement
 from mgjax.io.video import VideoWriter
 from mgjax.models import dit, taehv, vae
 from mgjax.train.distributed import local_rows, place
@@ -58,13 +58,14 @@ def sampler(
 
 
 def _write(path: Path, video: UInt8[np.ndarray, "f h w 3"], actions: Any, world: WorldConfig) -> None:
-    with VideoWriter(path, *video.shape[1:3], world.fps) as writer:
+    scale = enlargement(video.shape[2])
+    with VideoWriter(path, scale * video.shape[1], scale * video.shape[2], world.fps) as writer:
         for index, frame in enumerate(video):
-            row = min(index, len(actions.keyboard) - 1) if actions else None
-            drawn = (
-                frame if row is None else draw_controls(frame, actions.keyboard[row], actions.mouse[row], world.control)
-            )
-            writer.write(drawn)
+            shown = enlarge(frame, scale)
+            if actions:
+                row = min(index, len(actions.keyboard) - 1)
+                shown = draw_controls(shown, actions.keyboard[row], actions.mouse[row], world.control)
+            writer.write(shown)
 
 
 def _reconstruct(cfg, world, params, clips) -> Array:
