@@ -7,11 +7,12 @@ import pytest
 from mgjax.train.verdict import judge
 from mgjax.train_config import STAGES
 
-NANO = Path(__file__).parents[2] / "configs" / "nano.py"
+ROOT = Path(__file__).parents[2]
+NANO, PICTURE = ROOT / "configs" / "nano.py", ROOT / "docs" / "shapes.png"
 
 
 @pytest.mark.slow
-def test_the_nano_ladder_does_what_it_is_for(mgjax, picture, tmp_path):
+def test_the_nano_ladder_does_what_it_is_for(mgjax, tmp_path):
     """Every loss falls, every stage follows its actions (T1.6), and the three-step student's samples are at
     most 1.2 times as far from the clips as its many-step teacher's."""
     out = tmp_path / "nano"
@@ -25,6 +26,6 @@ def test_the_nano_ladder_does_what_it_is_for(mgjax, picture, tmp_path):
     assert all(line.ratio for line in lines[4:])
     assert printed.count("  yes\n") == len(STAGES)
     weights = out / STAGES[-1] / "weights"
-    flags = ["--weights", weights, "--image", picture, "--actions", "w:24", "--out", tmp_path / "o.mp4"]
+    flags = ["--weights", weights, "--image", PICTURE, "--actions", "w:24", "--out", tmp_path / "o.mp4"]
     assert mgjax("generate", *flags)[0] == 0
     assert mgjax("generate", *flags, "--decoder", "taehv")[0] == 0
