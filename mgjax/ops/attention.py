@@ -19,7 +19,7 @@ Implementation = Literal["xla", "tiled", "cudnn"]
 _TILE = 5 * 2**19  # logits at most: measured at 2640 queries and 5280 keys
 _WHOLE = 2**19  # logits that need no tiles
 _HIDDEN = -1e30  # finite, for the gradient of a hidden key is zero times it
-_BOUND = 60.0  # logits up to here have exponentials whose sums float32 holds
+_BOUND = 30.0  # of logits: gradients divide by squared sums of their exponentials, and float32 holds these
 
 
 def attention(
@@ -71,7 +71,7 @@ def _tiled(q, k, v, length):
         @jax.checkpoint
         def tile(q):
             logits = jax.lax.dot_general(q, k, (((1,), (1,)), ((), ())))
-            # The maximum, a pass over the logits, is needed only where their exponentials could leave float32.
+            # The maximum, a pass over the logits, is needed only where sums of their exponentials could leave float32.
             fixed = jax.lax.stop_gradient(logits)
             shift = jax.lax.cond(bounded, lambda x: jnp.zeros_like(x[:, :1]), _row_max, fixed)
             weights = jnp.exp(logits - shift)

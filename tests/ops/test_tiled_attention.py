@@ -6,16 +6,17 @@ import pytest
 from mgjax.ops import attention as ops
 
 
+@pytest.mark.parametrize("keys", [90, 92])  # the maximum of 92 goes over quarters of them
 @pytest.mark.parametrize("length", [None, (70, 3)])
 @pytest.mark.parametrize("scale", [1.0, 40.0])  # logits up to some 5, which need no maximum, and 200, which do
-def test_tiled_is_the_reference_in_values_and_gradients(length, scale, monkeypatch):
+def test_tiled_is_the_reference_in_values_and_gradients(length, scale, keys, monkeypatch):
     """1e-6: sums of 90 float32 products in another order; of logits that are `scale` times as large."""
     monkeypatch.setattr(ops, "_TILE", 16)
     monkeypatch.setattr(ops, "_WHOLE", 16)
-    keys = jax.random.split(jax.random.key(0), 4)
-    q = scale * jax.random.normal(keys[0], (2, 60, 3, 8))
-    k, v = (jax.random.normal(key, (2, 90, 3, 8)) for key in keys[1:3])
-    seed = jax.random.normal(keys[3], q.shape)
+    draw = jax.random.split(jax.random.key(0), 4)
+    q = scale * jax.random.normal(draw[0], (2, 60, 3, 8))
+    k, v = (jax.random.normal(key, (2, keys, 3, 8)) for key in draw[1:3])
+    seed = jax.random.normal(draw[3], q.shape)
     length = None if length is None else jnp.asarray(length)
 
     def value(implementation):
@@ -26,6 +27,24 @@ def test_tiled_is_the_reference_in_values_and_gradients(length, scale, monkeypat
 
     for one, other in zip(jax.tree.leaves(value("xla")), jax.tree.leaves(value("tiled")), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5 * scale, atol=1e-6 * scale)
+
+
+@pytest.mark.parametrize("logit", [-100, -50, -28, 28, 50, 100])
+def test_gradients_hold_where_all_logits_are_far_from_zero(logit, monkeypatch):
+    """1e-3 of the largest: logits of 100 are rounded by 1e-5, and what is left of them differs by 0.1."""
+    monkeypatch.setattr(ops, "_TILE", 16)
+    monkeypatch.setattr(ops, "_WHOLE", 16)
+    draw = jax.random.split(jax.random.key(0), 4)
+    q, k, v, seed = (jax.random.normal(key, (1, n, 2, 8)) for key, n in zip(draw, (60, 92, 92, 60), strict=True))
+    side = (abs(logit) / 8**0.5) ** 0.5  # of q and k, so that q k / sqrt(8) is `logit`
+    q, k = side + 0.02 * q, np.sign(logit) * side + 0.02 * k
+
+    def gradients(implementation):
+        value = lambda q, k, v: (ops.attention(q, k, v, None, implementation) * seed).sum()  # noqa: E731
+        return jax.jit(jax.grad(value, argnums=(0, 1, 2)))(q, k, v)
+
+    for one, other in zip(gradients("xla"), gradients("tiled"), strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-3 * np.abs(one).max())
 
 
 def test_tiled_keeps_logits_of_one_tile():
