@@ -59,7 +59,7 @@ def enlargement(width: int) -> int:
 
 def enlarge(frame: UInt8[np.ndarray, "h w 3"], times: int) -> UInt8[np.ndarray, "h2 w2 3"]:
     """`frame` with every pixel as a square of `times` x `times`."""
-    return frame.repeat(times, axis=0).repeat(times, axis=1)
+    return frame if times == 1 else frame.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def _unit(height: int, width: int) -> int:
