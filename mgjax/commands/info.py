@@ -34,13 +34,16 @@ def main(weights: Path | None = None) -> None:
             known[key] = convert.shapes(name, cfg)
         return known[key]
 
-    table = Table(
-        "model", "video", "keys", "mouse", "window", "steps", "DiT", "VAE", "TAEHV", "CLIP", "state (bfloat16)"
-    )
+    def table(*columns):
+        return Table(*columns, box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+
+    # Two tables, for one would be wider than a terminal.
+    sizes = table("model", "DiT", "VAE", "TAEHV", "CLIP", "KV cache", "decoder")
+    worlds = table("model", "video", "keys", "mouse", "window", "steps")
     for cfg in configs:
         trees = {name: shapes(name, cfg) for name in convert.COMPONENTS}
         counts = {name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for name, tree in trees.items()}
-        state = "does not stream"
+        state = "does not stream", ""
         if cfg.dit.window is not None:
             world = build(cfg, Settings("bfloat16"))
             condition = ImageCondition(
@@ -50,14 +53,14 @@ def main(weights: Path | None = None) -> None:
                 jax.ShapeDtypeStruct((1, cfg.dit.image_tokens, cfg.dit.image_dim), jnp.bfloat16),
             )
             keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-            sizes = state_bytes(jax.eval_shape(world.begin, trees, condition, keys))
-            state = f"{sizes['attention'] / 1e6:,.1f} MB + decoder {sizes['decoder'] / 1e6:,.1f} MB"
-        table.add_row(
+            held = state_bytes(jax.eval_shape(world.begin, trees, condition, keys))
+            state = tuple(f"{held[part] / 1e6:,.1f} MB" for part in ("attention", "decoder"))
+        sizes.add_row(cfg.name, *(f"{counts[name]:,}" for name in ("dit", "vae", "taehv", "clip")), *state)
+        worlds.add_row(
             cfg.name, f"{cfg.height}x{cfg.width} at {cfg.fps}", " ".join(cfg.control.columns),
             "yes" if cfg.dit.action.mouse_dim else "no", str(cfg.dit.window or "global"),
             " ".join(map(str, cfg.sampler.steps)),
-            *(f"{counts[name]:,}" for name in ("dit", "vae", "taehv", "clip")), state,
         )  # fmt: skip
-    Console().print(table)
+    Console().print("Parameters, and the state of one stream in bfloat16", sizes, "", worlds, sep="\n")
     if weights is not None:
         print(f"{weights} holds {', '.join(checkpoint.components(weights))}")
