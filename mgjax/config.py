@@ -12,6 +12,11 @@ import json
 import types
 import typing
 from dataclasses import dataclass, field
+from typing import Literal
+
+AttentionKind = Literal["xla", "tiled", "cudnn"]
+DecoderKind = Literal["vae", "taehv"]
+DType = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -263,6 +268,21 @@ def _nano() -> WorldConfig:
         clip=CLIPConfig(image_size=56, patch=14, dim=16, num_heads=2, num_layers=2, output_dim=16),
         fps=12,
     )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a world is computed; a saved stream goes on only under the same settings."""
+
+    dtype: DType = "bfloat16"
+    decoder: DecoderKind = "vae"
+    attention: AttentionKind = "xla"
+
+    def __post_init__(self):
+        for name, kind in (("dtype", DType), ("decoder", DecoderKind), ("attention", AttentionKind)):
+            value, known = getattr(self, name), typing.get_args(kind)
+            if value not in known:
+                raise ValueError(f"there is no {name} {value!r}; there are {', '.join(known)}")
 
 
 PRESETS: types.MappingProxyType[str, WorldConfig] = types.MappingProxyType(

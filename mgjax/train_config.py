@@ -12,7 +12,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mgjax.config import WorldConfig, preset, to_json
+from mgjax.config import AttentionKind, WorldConfig, preset, to_json
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class StageConfig:
     ema: EMAConfig | None = None
     lora: LoRAConfig | None = None
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the computation; master weights are float32
-    attention: Literal["xla", "tiled", "cudnn"] = "xla"
+    attention: AttentionKind = "xla"
 
     def __post_init__(self):
         if self.batch % self.accumulate:

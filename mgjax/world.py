@@ -10,28 +10,17 @@ every chunk, and rows of a batch that are at different places.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
-from mgjax.config import DiTConfig, WorldConfig
+from mgjax.config import DiTConfig, Settings, WorldConfig
 from mgjax.diffusion.rollout import rollout, sample
 from mgjax.diffusion.schedule import step_sigmas
 from mgjax.models import clip, dit, taehv, vae
-from mgjax.ops.attention import Implementation
 from mgjax.types import Actions, ImageCondition, StreamState
-
-Decoder = Literal["wan", "taehv"]
-
-
-class Settings(NamedTuple):
-    """How a world is computed; a saved stream goes on only under the same settings."""
-
-    dtype: str = "bfloat16"
-    decoder: Decoder = "wan"
-    implementation: Implementation = "xla"
 
 
 class Network(NamedTuple):
@@ -76,14 +65,13 @@ def build(cfg: WorldConfig, settings: Settings = Settings()) -> World:  # noqa: 
     """The functions of the world that `cfg` describes. ValueError where `cfg` cannot stream."""
     if cfg.dit.window is None:
         raise ValueError("its window is global: a stream needs DiTConfig.window to have a size")
-    dtype, implementation = jnp.dtype(settings.dtype), settings.implementation
+    dtype, attention = jnp.dtype(settings.dtype), settings.attention
     chunk, stride = cfg.dit.chunk, cfg.vae.temporal_stride
     history = stride * (cfg.dit.action.window - 1)
     settled = vae.settled_latents(cfg.vae)
     sigmas = tuple(step_sigmas(cfg.sampler.steps, cfg.sampler.shift).tolist())
     latent_shape = (chunk, cfg.dit.latent_height, cfg.dit.latent_width, cfg.dit.latent_channels)
-    decoders = {"wan": (vae, "vae", cfg.vae), "taehv": (taehv, "taehv", cfg.taehv)}
-    decoder_model, decoder_params, decoder_cfg = decoders[settings.decoder]
+    decoder_model, decoder_cfg = {"vae": (vae, cfg.vae), "taehv": (taehv, cfg.taehv)}[settings.decoder]
 
     def init(key: PRNGKeyArray) -> dict:
         keys = jax.random.split(key, 4)
@@ -149,12 +137,12 @@ def build(cfg: WorldConfig, settings: Settings = Settings()) -> World:  # noqa: 
 
         def denoise(x, timestep):
             weights, x = weights_at(x)
-            return dit.denoise(weights, cfg.dit, x, timestep, bound, dtype, implementation)
+            return dit.denoise(weights, cfg.dit, x, timestep, bound, dtype, attention)
 
         def commit(latents):
             kept = Actions(*(part[:, -history:] for part in rows))
             weights, latents = weights_at(latents)
-            cache = dit.commit(weights, cfg.dit, latents, bound, dtype, implementation)
+            cache = dit.commit(weights, cfg.dit, latents, bound, dtype, attention)
             return state._replace(position=state.position + chunk, rows=kept, cache=cache)
 
         return Network(bound, denoise, commit)
@@ -170,7 +158,7 @@ def build(cfg: WorldConfig, settings: Settings = Settings()) -> World:  # noqa: 
 
     def decode(params: dict, latents: Array, position: Int[Array, " b"], cache):
         frames, cache = decoder_model.decode_step(
-            params[decoder_params], decoder_cfg, latents.astype(dtype), position == 0, cache, dtype=dtype
+            params[settings.decoder], decoder_cfg, latents.astype(dtype), position == 0, cache, dtype=dtype
         )
         return jnp.round((jnp.clip(frames, -1, 1) + 1) * 127.5).astype(jnp.uint8), cache
 
@@ -198,7 +186,7 @@ def memory_order(platform: str) -> dict | None:
 
 def streaming_params(world: World, params: dict) -> dict:
     """The part of `params` that `begin`, `chunk_step` and `rollout` read, in the compute dtype."""
-    decoder = "vae" if world.settings.decoder == "wan" else "taehv"
+    decoder = world.settings.decoder
     part = {"dit": params["dit"], decoder: {"decoder": params[decoder]["decoder"]}}
     return jax.tree.map(lambda leaf: leaf.astype(world.settings.dtype), part)
 

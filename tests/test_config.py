@@ -13,6 +13,7 @@ from mgjax.config import (
     ActionConfig,
     ControlConfig,
     DiTConfig,
+    Settings,
     WorldConfig,
     from_json,
     preset,
@@ -20,7 +21,7 @@ from mgjax.config import (
 )
 from mgjax.models import convert
 from mgjax.types import Actions, ImageCondition
-from mgjax.world import Settings, build, streaming_params
+from mgjax.world import build, streaming_params
 
 
 def _short(cfg):
@@ -53,7 +54,7 @@ def test_nano_fits_two_megabytes():
     assert 2 * count < 2e6 * 1.05  # in bfloat16
 
 
-@pytest.mark.parametrize(("name", "decoder"), [*((name, "wan") for name in STREAMING), ("universal", "taehv")])
+@pytest.mark.parametrize(("name", "decoder"), [*((name, "vae") for name in STREAMING), ("universal", "taehv")])
 def test_a_chunk_of_every_preset(name, decoder):
     """Frames of the preset's size, and a state of the same shapes as before: one program serves the whole stream."""
     cfg, batch = _short(preset(name)), 2

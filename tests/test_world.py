@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mgjax.config import Settings
 from mgjax.eval.bench import CompilationCounter
 from mgjax.types import Actions, ImageCondition
-from mgjax.world import Settings, build, jit_step, replace_row, streaming_params
+from mgjax.world import build, jit_step, replace_row, streaming_params
 
 CHUNKS = 4
 
 
-@pytest.fixture(scope="module", params=["wan", "taehv"])
+@pytest.fixture(scope="module", params=["vae", "taehv"])
 def world(tiny, request):
     return build(tiny, Settings("float32", request.param))
 

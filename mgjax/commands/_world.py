@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mgjax.config import PRESETS, WorldConfig
+from mgjax.config import PRESETS, AttentionKind, DecoderKind, DType, Settings, WorldConfig
 from mgjax.errors import InputError
 
 if TYPE_CHECKING:
-    from mgjax.world import Settings, World
+    from mgjax.world import World
 
-DType = Literal["auto", "float32", "bfloat16"]
-Decoder = Literal["wan", "taehv"]
-Attention = Literal["auto", "xla", "tiled", "cudnn"]
+DTypeFlag = Literal["auto", DType]
+AttentionFlag = Literal["auto", AttentionKind]
 
 DEFAULT = "nano"  # the one model that comes with the package
 
@@ -52,12 +51,10 @@ def check_seed(seed: int) -> None:
         raise InputError(f"--seed {seed}: a seed is a whole number from 0 to {2**32 - 1}")
 
 
-def settings(dtype: DType, decoder: Decoder, attention: Attention) -> Settings:
+def settings(dtype: DTypeFlag, decoder: DecoderKind, attention: AttentionFlag) -> Settings:
     """How to compute. "auto" is float32 and tiled attention on a CPU, where bfloat16 is no faster; elsewhere bfloat16,
     with the fused attention on NVIDIA."""
     import jax
-
-    from mgjax.world import Settings
 
     backend = jax.default_backend()
     if attention == "cudnn" and backend != "gpu":
@@ -90,7 +87,7 @@ def load_params(world: World, weights: Path | None, *, encoders: bool = True) ->
     if weights is None:
         return world.init(jax.random.key(0))
     names = ["dit", "vae", "clip"] if encoders else ["dit"]
-    names += [{"wan": "vae", "taehv": "taehv"}[world.settings.decoder]]
+    names += [world.settings.decoder]
     return {name: checkpoint.load(weights, name, dtype=world.settings.dtype) for name in dict.fromkeys(names)}
 
 

@@ -7,16 +7,17 @@ from typing import Annotated
 
 import tyro
 
-from mgjax.commands._world import Attention, Decoder, DType
+from mgjax.commands._world import AttentionFlag, DTypeFlag
+from mgjax.config import DecoderKind
 from mgjax.errors import InputError
 
 
 def main(
     model: Annotated[str | None, tyro.conf.arg(aliases=["--preset"])] = None,
     weights: Path | None = None,
-    decoder: Decoder = "wan",
-    dtype: DType = "auto",
-    attention: Attention = "auto",
+    decoder: DecoderKind = "vae",
+    dtype: DTypeFlag = "auto",
+    attention: AttentionFlag = "auto",
     batch: int = 1,
     chunks: int = 20,
     seed: int = 0,
@@ -32,7 +33,7 @@ def main(
     Args:
         model: a preset (default: nano, or what the weights are of).
         weights: a folder made by `mgjax convert`.
-        decoder: wan, the full video decoder, or taehv, the small fast one.
+        decoder: vae, the full video decoder, or taehv, the small fast one.
         dtype: of the computation; auto is float32 on a CPU and bfloat16 elsewhere.
         attention: xla is the plain form, tiled the one for CPUs, cudnn the fused kernel of NVIDIA GPUs; auto chooses.
         batch: streams stepped together.
@@ -86,7 +87,7 @@ def _table(report: dict):
     table = Table(
         "what", "figure",
         title=f"{report['model']}, batch {report['batch']}, {how['dtype']}, decoder {how['decoder']},"
-        f" attention {how['implementation']}\n{machine['device']}, jax {machine['jax']}, Python {machine['python']}",
+        f" attention {how['attention']}\n{machine['device']}, jax {machine['jax']}, Python {machine['python']}",
     )  # fmt: skip
     for row in [*(_speed(report) if "chunk_s" in report else ()), *_size(report)]:
         table.add_row(*row)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mgjax.commands._world import DType
+from mgjax.commands._world import DTypeFlag
 from mgjax.data.filters import FilterConfig
 from mgjax.errors import InputError
 
@@ -181,7 +181,7 @@ class Encode:
     """Frames of a window, 1 + 4 (t - 1); each clip is cut into windows from its beginning on."""
     batch: int = 1
     """Windows encoded at a time on each device."""
-    dtype: DType = "auto"
+    dtype: DTypeFlag = "auto"
     """Of the computation; auto is float32 on a CPU and bfloat16 elsewhere."""
     values: Literal["bfloat16", "float32"] = "bfloat16"
     """How latents, condition and features are stored."""
@@ -193,7 +193,7 @@ class Encode:
         from mgjax.train.latents import EncodeConfig, encode_dataset
 
         cfg = checkpoint.read_config(self.weights)
-        compute = _world.settings(self.dtype, "wan", "xla").dtype
+        compute = _world.settings(self.dtype, "vae", "xla").dtype
         how = EncodeConfig(self.frames, self.batch, compute, self.values, self.codec)
         _world.use_compilation_cache()
         params = {name: checkpoint.load(self.weights, name) for name in ("vae", "clip")}

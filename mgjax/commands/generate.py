@@ -7,7 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from mgjax.commands._world import Attention, Decoder, DType
+from mgjax.commands._world import AttentionFlag, DTypeFlag
+from mgjax.config import DecoderKind
 from mgjax.errors import InputError
 from mgjax.io.actions import ACTION_HELP
 from mgjax.io.video import OUT_HELP
@@ -22,12 +23,12 @@ def main(
     random_weights: bool = False,
     chunks: int | None = None,
     seed: int = 0,
-    decoder: Decoder = "wan",
+    decoder: DecoderKind = "vae",
     overlay: bool = True,
     state: Path | None = None,
     save_state: Path | None = None,
-    dtype: DType = "auto",
-    attention: Attention = "auto",
+    dtype: DTypeFlag = "auto",
+    attention: AttentionFlag = "auto",
 ) -> None:
     """Makes a video from a picture and a script of actions.
 
@@ -40,7 +41,7 @@ def main(
         random_weights: run without weights, to try the machine; the video is noise.
         chunks: length in chunks of 12 frames; the first has 9 (default: as long as the actions).
         seed: of the noise, and of `--actions bench`.
-        decoder: wan, the full video decoder, or taehv, the small fast one.
+        decoder: vae, the full video decoder, or taehv, the small fast one.
         overlay: draw the held keys and the mouse on the video, and enlarge a small one so that they can be read.
         state: a file made by --save-state: go on from there, without a picture.
         save_state: write the stream's state after the last frame, to go on later or to fork the world.

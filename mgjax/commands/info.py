@@ -19,11 +19,11 @@ def main(weights: Path | None = None) -> None:
     from rich.table import Table
 
     from mgjax import checkpoint
-    from mgjax.config import PRESETS
+    from mgjax.config import PRESETS, Settings
     from mgjax.eval.bench import state_bytes
     from mgjax.models import convert
     from mgjax.types import ImageCondition
-    from mgjax.world import Settings, build
+    from mgjax.world import build
 
     configs = list(PRESETS.values()) if weights is None else [checkpoint.read_config(weights)]
     known = {}  # the released models share all but the transformer

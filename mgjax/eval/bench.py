@@ -6,6 +6,7 @@ to the host. Actions are the seeded composite of `mgjax.io.actions`, so that run
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import resource
 import sys
@@ -39,7 +40,7 @@ def measure(
     parameters.
     """
     cfg = world.cfg
-    report = {"model": cfg.name, "settings": world.settings._asdict(), "batch": batch, "machine": machine()}
+    report = {"model": cfg.name, "settings": dataclasses.asdict(world.settings), "batch": batch, "machine": machine()}
     with tempfile.TemporaryDirectory() as cache, _compilation_cache(cache):
         notify("loading")
         start = time.perf_counter()
@@ -120,7 +121,7 @@ def inspect(world: World, batch: int = 1) -> dict:
     programs = (_compile(function, params, state, rows) for function in (world.chunk_step, world.sample_chunk))
     return {
         "model": cfg.name,
-        "settings": world.settings._asdict(),
+        "settings": dataclasses.asdict(world.settings),
         "batch": batch,
         "machine": machine(),
         "state": state_bytes(state),

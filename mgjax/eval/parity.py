@@ -18,14 +18,14 @@ import numpy as np
 from einops import rearrange, repeat
 
 from mgjax import config
-from mgjax.config import CLIPConfig, TAEHVConfig, VAEConfig, WorldConfig
+from mgjax.config import CLIPConfig, Settings, TAEHVConfig, VAEConfig, WorldConfig
 from mgjax.diffusion import schedule
 from mgjax.diffusion.rollout import sample
 from mgjax.errors import InputError
 from mgjax.io.tensors import open_tensors
 from mgjax.models import clip, convert, dit, taehv, vae
 from mgjax.types import Actions, ImageCondition
-from mgjax.world import Settings, build
+from mgjax.world import build
 
 # The reference moves by 2e-6 when its weights move by 1e-6, and by more than 2e-2 with any wrong detail that was tried.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mgjax.config import DiTConfig
+from mgjax.config import AttentionKind, DiTConfig
 from mgjax.models.action import ActionInjection
 from mgjax.models.cache import KV, BlockKV
 from mgjax.models.context import Context, Sight, held, with_past
 from mgjax.models.layers import Norm
 from mgjax.ops import layout
-from mgjax.ops.attention import Implementation, attention, by_frames
+from mgjax.ops.attention import attention, by_frames
 from mgjax.ops.norms import layer_norm, rms_norm
 from mgjax.ops.rope import Turn, rotate
 
@@ -30,7 +30,7 @@ class Attention(nn.Module):
 
     cfg: DiTConfig
     dtype: jnp.dtype
-    implementation: Implementation
+    kind: AttentionKind
 
     def setup(self):
         self.q, self.k, self.v, self.o = (nn.Dense(self.cfg.dim, dtype=self.dtype) for _ in range(4))
@@ -57,7 +57,7 @@ class Attention(nn.Module):
             return x.reshape(x.shape[0], -1, *x.shape[-2:])
 
         def implemented(q, k, v, length=None):
-            return attention(q, k, v, length, self.implementation)
+            return attention(q, k, v, length, self.kind)
 
         def dense(q, k, v):
             return layout.local(implemented)(tokens(q), tokens(k), tokens(v), *length).reshape(q.shape)
@@ -82,14 +82,14 @@ class Block(nn.Module):
     cfg: DiTConfig
     has_action: bool
     dtype: jnp.dtype
-    implementation: Implementation = "xla"
+    attention: AttentionKind = "xla"
 
     def setup(self):
         cfg = self.cfg
         self.modulation = self.param("modulation", nn.initializers.normal(cfg.dim**-0.5), (6, cfg.dim))
-        self.self_attention = Attention(cfg, self.dtype, self.implementation)
+        self.self_attention = Attention(cfg, self.dtype, self.attention)
         self.cross_norm = Norm(cfg.dim, bias=True)
-        self.cross_attention = Attention(cfg, self.dtype, self.implementation)
+        self.cross_attention = Attention(cfg, self.dtype, self.attention)
         if self.has_action:
             self.action = ActionInjection(cfg.action, cfg.dim, self.dtype)
         self.ffn = FeedForward(cfg, self.dtype)

@@ -19,12 +19,11 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from mgjax.config import DiTConfig
+from mgjax.config import AttentionKind, DiTConfig
 from mgjax.models.block import Block
 from mgjax.models.cache import KV, BlockKV, empty, filled, slots, write
 from mgjax.models.context import Context, Sight
 from mgjax.models.layers import Norm, create
-from mgjax.ops.attention import Implementation
 from mgjax.ops.norms import layer_norm
 from mgjax.ops.rope import frequencies, grid_turn, turn
 from mgjax.types import Actions
@@ -215,14 +214,14 @@ class Chunk(NamedTuple):
     position: Int[Array, " b"]  # latent frames that the cache has seen
 
 
-def _run(params, cfg, x, timestep, chunk: Chunk, dtype, implementation):
+def _run(params, cfg, x, timestep, chunk: Chunk, dtype, attention):
     """One chunk of a stream through the blocks: (tokens, time embedding, own keys and values a layer)."""
     e, e0 = TimeEmbedding(cfg, dtype).apply({"params": params["time"]}, timestep)
     x = _embed(params, cfg, x, chunk.condition, dtype)
 
     def body(has_action, variables, x, image: KV, past: BlockKV):
         sight = Sight(past=past, filled=filled(cfg, chunk.position))
-        return Block(cfg, has_action, dtype, implementation).apply(variables, x, e0, image, chunk.context, sight)
+        return Block(cfg, has_action, dtype, attention).apply(variables, x, e0, image, chunk.context, sight)
 
     x, own = _through(params, cfg, body, x, chunk.image, chunk.cache)
     return x, e, own
@@ -235,10 +234,10 @@ def denoise(
     timestep: Float[Array, "#b #t"],
     chunk: Chunk,
     dtype,
-    implementation: Implementation = "xla",
+    attention: AttentionKind = "xla",
 ) -> Float[Array, "b t h w c"]:
     """Velocity (noise - x0) of a noisy chunk, float32. The cache is only read."""
-    x, e, _ = _run(params, cfg, x, timestep, chunk, dtype, implementation)
+    x, e, _ = _run(params, cfg, x, timestep, chunk, dtype, attention)
     return _finish(params, cfg, x, e, dtype)
 
 
@@ -248,10 +247,10 @@ def commit(
     x: Float[Array, "b t h w c"],
     chunk: Chunk,
     dtype,
-    implementation: Implementation = "xla",
+    attention: AttentionKind = "xla",
 ) -> Layers:
     """The cache with the keys and values of a finished chunk, computed at timestep 0 on its clean latents."""
-    _, _, own = _run(params, cfg, x, jnp.zeros((1, 1), jnp.float32), chunk, dtype, implementation)
+    _, _, own = _run(params, cfg, x, jnp.zeros((1, 1), jnp.float32), chunk, dtype, attention)
     where = slots(cfg, chunk.position, x.shape[1])
     put = jax.vmap(write, (1, 1, None), 1) if isinstance(own, dict) else write
     return jax.tree.map(lambda ring, new: put(ring, new, where), chunk.cache, own)
@@ -307,7 +306,7 @@ def forward(
     context: Context,
     mask: np.ndarray | None,
     dtype,
-    implementation: Implementation = "xla",
+    attention: AttentionKind = "xla",
     detached: int = 0,
 ) -> Float[Array, "b t h w c"]:
     """Velocity of whole sequences, float32.
@@ -320,7 +319,7 @@ def forward(
     sight = Sight(mask=mask, detached=detached)
 
     def body(has_action, variables, x):
-        block = Block(cfg, has_action, dtype, implementation)
+        block = Block(cfg, has_action, dtype, attention)
         image = block.apply(variables, tokens, method="image_kv")
         x, _ = block.apply(variables, x, e0, image, context, sight)
         return x, None

@@ -6,7 +6,6 @@ calls.
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-Implementation = Literal["xla", "tiled", "cudnn"]
+from mgjax.config import AttentionKind
 
 _TILE = 5 * 2**19  # logits at most: measured at 2640 queries and 5280 keys
 _WHOLE = 2**19  # logits that need no tiles
@@ -27,7 +26,7 @@ def attention(
     k: Float[Array, "b s k e"],
     v: Float[Array, "b s k e"],
     length: Int[Array, " b"] | None = None,
-    implementation: Implementation = "xla",
+    kind: AttentionKind = "xla",
 ) -> Float[Array, "b n k e"]:
     """Softmax attention over the first `length` keys of each row (None: over all), scaled by 1 / sqrt(e).
 
@@ -35,13 +34,15 @@ def attention(
     float32, head by head in tiles of the queries, computed again for the gradient. "cudnn" is NVIDIA's fused kernel
     (float16 or bfloat16 inputs), which keeps no logits in memory.
     """
-    if implementation == "tiled":
+    if kind == "tiled":
         return _tiled(q, k, v, length)
-    if implementation == "cudnn":
+    if kind == "cudnn":
         if k.shape[1] % 2:  # its gradient takes an even number of keys only; CLIP gives 257
             length = jnp.full(k.shape[:1], k.shape[1], jnp.int32) if length is None else length
             k, v = (jnp.pad(part, ((0, 0), (0, 1), (0, 0), (0, 0))) for part in (k, v))
         return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=length, implementation="cudnn")
+    if kind != "xla":
+        raise ValueError(f"there is no attention {kind!r}")
     scale = q.shape[-1] ** -0.5
     logits = jnp.einsum("bnke,bske->bkns", q * jnp.asarray(scale, q.dtype), k, preferred_element_type=jnp.float32)
     if length is not None:

@@ -6,6 +6,7 @@ The frames that follow a load are those that would have followed the save, on th
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -40,7 +41,7 @@ def _identity(world: World, params: dict) -> dict[str, str]:
         "format": FORMAT,
         "model": world.cfg.name,
         "config": to_json(world.cfg),
-        "settings": json.dumps(world.settings._asdict()),
+        "settings": json.dumps(dataclasses.asdict(world.settings)),
         "weights": fingerprint(streaming_params(world, params)),
     }
 

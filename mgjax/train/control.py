@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mgjax.config import WorldConfig
+from mgjax.config import Settings, WorldConfig
 from mgjax.diffusion.consistency import grid, trajectory
 from mgjax.models import dit
 from mgjax.train.encode import swap_actions
@@ -19,7 +19,7 @@ from mgjax.train.graft import count_actions
 from mgjax.train.network import bidirectional, network_of
 from mgjax.train.rolling import begin, chunk_rows, clip_of, draw_noise, roll, student_levels
 from mgjax.train.stage import ClipBatch
-from mgjax.world import Settings, build
+from mgjax.world import build
 
 
 class Control(NamedTuple):

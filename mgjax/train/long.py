@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mgjax.config import WorldConfig
+from mgjax.config import Settings, WorldConfig
 from mgjax.models import dit
 from mgjax.train.distil import distillation
 from mgjax.train.fit import clip_spec
@@ -32,7 +32,7 @@ from mgjax.train.rolling import (
 from mgjax.train.stage import ClipBatch, Stage, fold
 from mgjax.train_config import LongStage
 from mgjax.types import StreamState
-from mgjax.world import Settings, build
+from mgjax.world import build
 
 
 class LongStream(NamedTuple):
@@ -48,7 +48,7 @@ def make_stage(cfg: LongStage, world: WorldConfig) -> Stage:
     """`pretrained` as for Self-Forcing. The batch's clips have `max_latents` latent frames; of their latents none is
     read."""
     net = network_of(world, cfg.dtype, cfg.attention)
-    functions = build(world, Settings(dtype=cfg.dtype, implementation=cfg.attention))
+    functions = build(world, Settings(dtype=cfg.dtype, attention=cfg.attention))
     levels = jnp.asarray(student_levels(world), jnp.float32)
     chunk = net.dit.chunk
     window = cfg.overlap + cfg.new_latents

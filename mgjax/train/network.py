@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mgjax.config import DiTConfig, WorldConfig
+from mgjax.config import AttentionKind, DiTConfig, WorldConfig
 from mgjax.diffusion.flow import timestep
 from mgjax.models import dit
 from mgjax.models.context import Context
-from mgjax.ops.attention import Implementation
 from mgjax.train.masks import block_causal, teacher_forcing
 from mgjax.train.stage import ClipBatch, Params
 from mgjax.types import Actions
@@ -33,12 +32,12 @@ class Network:
     dit: DiTConfig
     stride: int  # pixel frames a latent frame
     dtype: Any = jnp.float32
-    implementation: Implementation = "xla"
+    attention: AttentionKind = "xla"
 
 
-def network_of(world: WorldConfig, dtype: str, implementation: Implementation, **changes) -> Network:
+def network_of(world: WorldConfig, dtype: str, attention: AttentionKind, **changes) -> Network:
     """The world's DiT with `changes` of its config."""
-    return Network(replace(world.dit, **changes), world.vae.temporal_stride, jnp.dtype(dtype), implementation)
+    return Network(replace(world.dit, **changes), world.vae.temporal_stride, jnp.dtype(dtype), attention)
 
 
 def cast(params: Params, dtype) -> Params:
@@ -90,7 +89,7 @@ def _whole(net: Network, mask_of: Callable[[int], np.ndarray | None], start) -> 
         time = timestep(sigma if sigma.ndim == 2 else sigma[:, None])
         given = (conditions(net, clips, start, frames), clips.features, context(net, clips.actions, start, frames))
         mask = mask_of(frames)
-        return dit.forward(cast(params, net.dtype), net.dit, x, time, *given, mask, net.dtype, net.implementation)
+        return dit.forward(cast(params, net.dtype), net.dit, x, time, *given, mask, net.dtype, net.attention)
 
     return velocity
 
@@ -118,7 +117,7 @@ def forced(net: Network, past: Float[Array, "b t h w c"], detached: bool = False
             twice(context(net, clips.actions, 0, frames)),
             mask,
             net.dtype,
-            net.implementation,
+            net.attention,
             detached=frames if detached else 0,
         )
         return out[:, frames:]

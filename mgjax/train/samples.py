@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, UInt8
 
 from mgjax import sharding
-from mgjax.config import WorldConfig
+from mgjax.config import Settings, WorldConfig
 from mgjax.diffusion.schedule import sigmas
 from mgjax.io.overlay import draw_controls, enlarge, enlargement
 from mgjax.io.video import VideoWriter
@@ -25,7 +25,7 @@ from mgjax.train.rolling import chunk_rows
 from mgjax.train.stage import Stage, TrainState
 from mgjax.train_config import StageConfig
 from mgjax.types import ImageCondition
-from mgjax.world import Settings, build
+from mgjax.world import build
 
 _STEPS, _VIDEOS = 20, 4  # of the many-step sampler; of those written
 
@@ -99,7 +99,7 @@ def _whole_clips(cfg, world, params, clips) -> Array:
 
 def _rollouts(cfg, world, params, clips) -> Array:
     """Chunk after chunk, by the steps of inference."""
-    world_functions = build(world, Settings(cfg.dtype, "wan", cfg.attention))
+    world_functions = build(world, Settings(cfg.dtype, "vae", cfg.attention))
     net = network_of(world, cfg.dtype, cfg.attention)
     chunks = ((clips.actions.keyboard.shape[1] - 1) // net.stride + 1) // net.dit.chunk
     keys = jax.random.split(jax.random.key(0), clips.features.shape[0])

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mgjax.config import WorldConfig
+from mgjax.config import Settings, WorldConfig
 from mgjax.diffusion.dmd import Score
 from mgjax.train.distil import distillation
 from mgjax.train.fit import clip_spec
@@ -20,7 +20,7 @@ from mgjax.train.network import network_of
 from mgjax.train.rolling import begin, chunk_rows, clip_of, draw_noise, replay, roll, stream_params, student_levels
 from mgjax.train.stage import Stage, fold
 from mgjax.train_config import SelfForcingStage
-from mgjax.world import Settings, build
+from mgjax.world import build
 
 
 class Draws(NamedTuple):
@@ -32,7 +32,7 @@ def make_stage(cfg: SelfForcingStage, world: WorldConfig) -> Stage:
     """`pretrained` holds the student ("dit") and the foundation model ("teacher"), which the critic starts from as
     well."""
     net = network_of(world, cfg.dtype, cfg.attention)
-    functions = build(world, Settings(dtype=cfg.dtype, implementation=cfg.attention))
+    functions = build(world, Settings(dtype=cfg.dtype, attention=cfg.attention))
     levels = jnp.asarray(student_levels(world), jnp.float32)
     chunks = cfg.latents // net.dit.chunk
     if cfg.latents % net.dit.chunk:

@@ -53,7 +53,7 @@ def test_a_picture_and_keys_become_a_video(frames_of, picture, tmp_path):
     assert not drawn[:160].any()
 
 
-@pytest.mark.parametrize("decoder", ["wan", "taehv"])
+@pytest.mark.parametrize("decoder", ["vae", "taehv"])
 def test_a_stream_taken_up_again_is_one_long_stream(frames_of, picture, decoder):
     common = ["--decoder", decoder, "--no-overlay"]
     whole = frames_of("--image", picture, "--actions", "w:8 d+right:12", "--chunks", "3", *common)
@@ -211,8 +211,9 @@ def test_a_state_of_several_streams(mgjax, small, small_params, small_weights, t
     import jax
     import jax.numpy as jnp
 
+    from mgjax.config import Settings
     from mgjax.stream.session import Session
-    from mgjax.world import Settings, build
+    from mgjax.world import build
 
     world, params = build(small, Settings("float32", "taehv", "tiled")), jax.tree.map(jnp.asarray, small_params)
     Session.start(world, params, jnp.zeros((2, 32, 48, 3)), [0, 1], horizon=3).save(tmp_path / "two")

@@ -11,7 +11,7 @@ PICTURE = Path(__file__).parents[2] / "docs" / "maze.png"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("decoder", ["taehv", "wan"])
+@pytest.mark.parametrize("decoder", ["taehv", "vae"])
 def test_a_chunk_of_universal_fits_in_16_gb(decoder, tmp_path):
     """Ten minutes each on two cores."""
     out = tmp_path / "out.mp4"

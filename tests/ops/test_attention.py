@@ -39,21 +39,21 @@ def test_keys_past_the_length_do_not_exist():
 
 def test_tiles_of_queries_equal_the_whole():
     q, k, v = _inputs(b=2, n=750, s=700, k=2)
-    out = attention(q, k, v, jnp.array([700, 300]), implementation="tiled")
+    out = attention(q, k, v, jnp.array([700, 300]), kind="tiled")
     np.testing.assert_allclose(out[0], _plain(q[:1], k[:1], v[:1])[0], atol=3e-6)  # float32 sums of 700 terms
     np.testing.assert_allclose(out[1], _plain(q[1:], k[1:, :300], v[1:, :300])[0], atol=3e-6)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "tiled"])
+@pytest.mark.parametrize("kind", ["xla", "tiled"])
 @pytest.mark.parametrize("queries", [6, 750])
-def test_gradient_equals_that_of_plain_softmax(implementation, queries):
+def test_gradient_equals_that_of_plain_softmax(kind, queries):
     q, k, v = _inputs(b=1, n=queries, s=700)
 
     def plain(q, k, v):
         logits = jnp.einsum("bnke,bske->bkns", q, k) / jnp.sqrt(q.shape[-1])
         return jnp.einsum("bkns,bske->bnke", jax.nn.softmax(logits, -1), v)
 
-    ours = jax.grad(lambda *x: (attention(*x, implementation=implementation) ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
+    ours = jax.grad(lambda *x: (attention(*x, kind=kind) ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
     theirs = jax.grad(lambda *x: (plain(*x) ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())

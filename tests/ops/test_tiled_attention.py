@@ -19,9 +19,9 @@ def test_tiled_is_the_reference_in_values_and_gradients(length, scale, keys, mon
     seed = jax.random.normal(draw[3], q.shape)
     length = None if length is None else jnp.asarray(length)
 
-    def value(implementation):
+    def value(kind):
         def loss(q, k, v):
-            return (ops.attention(q, k, v, length, implementation) * seed).sum()
+            return (ops.attention(q, k, v, length, kind) * seed).sum()
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(q, k, v)
 
@@ -39,8 +39,8 @@ def test_gradients_hold_where_all_logits_are_far_from_zero(logit, monkeypatch):
     side = (abs(logit) / 8**0.5) ** 0.5  # of q and k, so that q k / sqrt(8) is `logit`
     q, k = side + 0.02 * q, np.sign(logit) * side + 0.02 * k
 
-    def gradients(implementation):
-        value = lambda q, k, v: (ops.attention(q, k, v, None, implementation) * seed).sum()  # noqa: E731
+    def gradients(kind):
+        value = lambda q, k, v: (ops.attention(q, k, v, None, kind) * seed).sum()  # noqa: E731
         return jax.jit(jax.grad(value, argnums=(0, 1, 2)))(q, k, v)
 
     for one, other in zip(gradients("xla"), gradients("tiled"), strict=True):
@@ -51,8 +51,8 @@ def test_tiled_keeps_logits_of_one_tile():
     """The reference keeps 4096 x 4096 logits of 2 heads in float32; a tile has 1024 queries."""
     shape = jax.ShapeDtypeStruct((1, 4096, 2, 8), jnp.float32)
 
-    def memory(implementation):
-        grad = jax.grad(lambda q, k, v: ops.attention(q, k, v, None, implementation).sum(), argnums=(0, 1, 2))
+    def memory(kind):
+        grad = jax.grad(lambda q, k, v: ops.attention(q, k, v, None, kind).sum(), argnums=(0, 1, 2))
         return jax.jit(grad).lower(shape, shape, shape).compile().memory_analysis().temp_size_in_bytes
 
     assert memory("tiled") < memory("xla") / 2

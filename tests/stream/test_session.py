@@ -11,12 +11,12 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from mgjax.config import from_json, to_json
+from mgjax.config import Settings, from_json, to_json
 from mgjax.errors import InputError
 from mgjax.stream import snapshot
 from mgjax.stream.session import Session
 from mgjax.types import Actions
-from mgjax.world import Settings, build
+from mgjax.world import build
 
 CHUNKS = 4
 
@@ -35,7 +35,7 @@ def _play(session, chunks):
     return np.concatenate([session.step(_rows(chunk, session.streams))[0] for chunk in chunks])
 
 
-@pytest.fixture(scope="module", params=["wan", "taehv"])
+@pytest.fixture(scope="module", params=["vae", "taehv"])
 def decoder(request):
     return request.param
 
@@ -65,13 +65,14 @@ RESUME = """
 import json, sys
 import numpy as np
 from mgjax import checkpoint
+from mgjax.config import Settings
 from mgjax.stream.session import Session
 from mgjax.types import Actions
-from mgjax.world import Settings, build
+from mgjax.world import build
 
 weights, state, rows, out, decoder = sys.argv[1:]
 world = build(checkpoint.read_config(weights), Settings("float32", decoder))
-components = ("dit", "vae" if decoder == "wan" else "taehv")
+components = ("dit", decoder)
 session = Session.load(world, {name: checkpoint.load(weights, name) for name in components}, state)
 rows = np.load(rows)
 np.save(out, np.concatenate([session.step(Actions(rows[f"k{i}"], rows[f"m{i}"]))[0] for i in (2, 3)]))
@@ -140,7 +141,7 @@ def test_another_world_is_refused(tiny, params, saved, decoder, change, reason):
 
 
 def test_other_settings_are_refused(tiny, params, saved, decoder):
-    other = {"wan": "taehv", "taehv": "wan"}[decoder]
+    other = {"vae": "taehv", "taehv": "vae"}[decoder]
     with pytest.raises(InputError, match=rf'"{decoder}".*not.*"{other}"'):
         snapshot.load(saved[0], _world(tiny, other), params)
     with pytest.raises(InputError, match=r"float32.*not.*bfloat16"):
@@ -149,7 +150,7 @@ def test_other_settings_are_refused(tiny, params, saved, decoder):
 
 @pytest.mark.parametrize("part", ["dit", "decoder"])
 def test_other_weights_are_refused(tiny, params, saved, decoder, part):
-    part = {"wan": "vae", "taehv": "taehv"}[decoder] if part == "decoder" else part
+    part = decoder if part == "decoder" else part
     other = params | {part: jax.tree.map(lambda leaf: leaf + 1, params[part])}
     with pytest.raises(InputError, match="another set of weights"):
         snapshot.load(saved[0], _world(tiny, decoder), other)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
+from mgjax.config import Settings
 from mgjax.models import dit
 from mgjax.train import causal, few_step
 from mgjax.train.masks import block_causal, teacher_forcing
@@ -20,7 +21,7 @@ from mgjax.train.network import causal as causal_pass
 from mgjax.train.rolling import begin, chunk_rows
 from mgjax.train_config import CausalStage, EMAConfig, FewStepStage, LoRAConfig, OptimizerConfig
 from mgjax.types import Actions
-from mgjax.world import Settings, build
+from mgjax.world import build
 
 FRAMES, CHUNK = 8, 2
 SIGHTS = [(4, 0), (6, 1), (2, 0)]  # window, sink

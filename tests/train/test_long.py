@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tiny
 
+from mgjax.config import Settings
 from mgjax.models import dit
 from mgjax.train import long
 from mgjax.train.distil import distillation
@@ -22,7 +23,7 @@ from mgjax.train.network import bidirectional, conditions, context, network_of
 from mgjax.train.rolling import begin, chunk_rows, clip_of, draw_noise, roll, stream_params
 from mgjax.train.stage import ClipBatch
 from mgjax.train_config import EMAConfig, LongStage, OptimizerConfig
-from mgjax.world import Settings, build
+from mgjax.world import build
 
 BATCH, CHUNK = 2, 2
 STAGE = LongStage(

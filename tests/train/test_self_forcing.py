@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tiny
 
+from mgjax.config import Settings
 from mgjax.diffusion.dmd import dmd_loss
 from mgjax.diffusion.rollout import sample
 from mgjax.models import dit
@@ -38,7 +39,7 @@ from mgjax.train.rolling import (
 )
 from mgjax.train.stage import TrainState, fold
 from mgjax.train_config import EMAConfig, OptimizerConfig, SelfForcingStage
-from mgjax.world import Settings, build
+from mgjax.world import build
 
 FRAMES, CHUNK, BATCH = 8, 2, 2
 CHUNKS = FRAMES // CHUNK
