@@ -28,6 +28,15 @@ ALLOWED = {
     "stream": {*PLAIN, "io", "world"},
     "data": {*PLAIN, "io"},
 }
+# What the rooms of data may import of data besides themselves; its other files, `record.py`, use them all.
+ROOMS = {
+    "camera": set(),
+    "types": set(),
+    "store": {"camera", "types"},
+    "play": {"camera", "types"},
+    "quality": {"camera", "types", "store"},
+    "exchange": {"camera", "types", "store", "quality"},
+}
 LIBRARIES = {  # who alone may import them
     "flax": {"models"},
     "optax": {"train", "data"},
@@ -69,6 +78,14 @@ def test_imports_point_one_way(path):
         assert ours <= ALLOWED[part] | {part}
     if part not in ("cli", "commands"):
         assert not ours & {"cli", "commands"}
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.parts[0] == "data" and len(path.parts) > 1], ids=str)
+def test_rooms_of_data_point_one_way(path):
+    room = path.parts[1].removesuffix(".py")
+    used = {name.split(".")[2] for name in _imports(path) if name.startswith("mgjax.data.")}
+    if room in ROOMS:
+        assert used <= ROOMS[room] | {room}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)

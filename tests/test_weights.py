@@ -7,11 +7,11 @@ import pytest
 
 from mgjax import checkpoint
 from mgjax.config import preset
-from mgjax.data.agents import make_agent
-from mgjax.data.engines import make_engine
-from mgjax.data.feed import Window
+from mgjax.data.play.agents import make_agent
+from mgjax.data.play.engines import make_engine
 from mgjax.data.record import record_clip, schema_of
-from mgjax.data.schema import to_model
+from mgjax.data.store.feed import Window
+from mgjax.data.store.schema import to_model
 from mgjax.models import vae
 from mgjax.train.control import student_control
 from mgjax.train.encode import encode_clips

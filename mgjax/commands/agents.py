@@ -32,7 +32,7 @@ def main(
       train: File (.npz) to write the explore agent's trained weights to.
       iterations: Of training.
     """
-    from mgjax.data.engines import make_engine
+    from mgjax.data.play.engines import make_engine
 
     if frames < 1 or episodes < 1:
         raise InputError(f"frames ({frames}) and episodes ({episodes}) must be at least 1")
@@ -65,8 +65,8 @@ def _measure(engine, names: tuple[str, ...], frames: int, episodes: int, seed: i
 
     import numpy as np
 
-    from mgjax.data.agents import make_agent
-    from mgjax.data.play import measure, query_times
+    from mgjax.data.play.agents import make_agent
+    from mgjax.data.play.measure import measure, query_times
 
     rows = [("agent", "coverage", "of random", "collisions", *engine.keyboard, "held frames", "mouse deg/s")]
     rows[0] += ("mouse still", "jerks", "frames/s")
@@ -100,8 +100,8 @@ def _train(engine, path: str, iterations: int, seed: int) -> None:
     from rich.console import Console
 
     from mgjax.commands._progress import progress_bar
-    from mgjax.data.agents.explore import save
-    from mgjax.data.ppo import PPOConfig, make_world, train
+    from mgjax.data.play.agents.explore import save
+    from mgjax.data.play.ppo import PPOConfig, make_world, train
 
     meshes = {}
     for episode in range(32):

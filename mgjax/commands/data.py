@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from mgjax.commands._world import DTypeFlag
-from mgjax.data.filters import FilterConfig
+from mgjax.data.quality.filters import FilterConfig
 from mgjax.errors import InputError
 
 
@@ -27,9 +27,9 @@ class Check:
     def run(self) -> int:
         from rich.progress import Progress
 
-        from mgjax.data.check import CheckConfig, check
-        from mgjax.data.engines import make_engine
-        from mgjax.data.store import Dataset
+        from mgjax.data.play.engines import make_engine
+        from mgjax.data.quality.check import CheckConfig, check
+        from mgjax.data.store.dataset import Dataset
 
         dataset = Dataset(self.folder)
         schema = dataset.schema
@@ -72,8 +72,8 @@ class Show:
     """Sample clips on the page."""
 
     def run(self) -> int:
-        from mgjax.data.show import write_page
-        from mgjax.data.store import Dataset
+        from mgjax.data.quality.show import write_page
+        from mgjax.data.store.dataset import Dataset
 
         write_page(Dataset(self.folder), self.out, num_clips=self.clips)
         print(f"{self.out} is written; any browser opens it")
@@ -105,8 +105,8 @@ class Import:
     """Thresholds of the filters, in the units of the recording."""
 
     def run(self) -> int:
-        from mgjax.data.importers import ImportConfig, import_folder
-        from mgjax.data.schema import parse_size
+        from mgjax.data.exchange.importers import ImportConfig, import_folder
+        from mgjax.data.store.schema import parse_size
 
         size = parse_size(self.size)
         cfg = ImportConfig(self.format, size, self.fps, self.clip_frames, self.codec, self.filters, self.drop)
@@ -130,8 +130,8 @@ class Export:
     """Quality of the video; lower is better."""
 
     def run(self) -> int:
-        from mgjax.data.exporters import export_folder
-        from mgjax.data.store import Dataset
+        from mgjax.data.exchange.exporters import export_folder
+        from mgjax.data.store.dataset import Dataset
 
         written = export_folder(Dataset(self.folder), self.out, crf=self.crf, say=print)
         print(f"{written} clips written to {self.out}")
@@ -155,7 +155,7 @@ class Bench:
     """How long to measure."""
 
     def run(self) -> int:
-        from mgjax.data.feed import bench
+        from mgjax.data.store.feed import bench
 
         result = bench(self.folder, self.length, self.batch, self.workers, self.threads, self.seconds)
         print(f"loader, {self.workers} workers of {self.threads} threads: {result.samples:.0f} samples/s")

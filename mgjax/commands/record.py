@@ -6,7 +6,7 @@ import functools
 import json
 import signal
 
-from mgjax.data.filters import FilterConfig
+from mgjax.data.quality.filters import FilterConfig
 from mgjax.errors import InputError
 
 
@@ -45,10 +45,10 @@ def main(
       agent_option: Options of the agent, likewise.
       filters: What is dropped.
     """
-    from mgjax.data.agents import make_agent
-    from mgjax.data.engines import make_engine
+    from mgjax.data.play.agents import make_agent
+    from mgjax.data.play.engines import make_engine
     from mgjax.data.record import RecordConfig, record, schema_of
-    from mgjax.data.schema import parse_size
+    from mgjax.data.store.schema import parse_size
 
     options = _options(engine_option)
     if size:

@@ -20,6 +20,8 @@ from jaxtyping import Float
 
 # Agents move the mouse in whole units of this: degrees that float32 holds exactly and that Doom turns by exactly.
 MOUSE_STEP = 360.0 / 65536
+# Unit steps in camera coordinates (x forward, y left) by the names of the keyboard columns.
+DIRECTIONS = {"forward": (1.0, 0.0), "back": (-1.0, 0.0), "left": (0.0, 1.0), "right": (0.0, -1.0)}
 
 Quaternion = Float[np.ndarray, "*b 4"]
 

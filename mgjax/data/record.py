@@ -26,11 +26,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mgjax.data import codec, filters
-from mgjax.data.agents.base import Agent
-from mgjax.data.filters import FilterConfig
-from mgjax.data.schema import Schema, default_models
-from mgjax.data.store import Writer, clip_name
+from mgjax.data.play.agents.base import Agent
+from mgjax.data.quality import filters
+from mgjax.data.quality.filters import FilterConfig
+from mgjax.data.store import codec
+from mgjax.data.store.dataset import Writer, clip_name
+from mgjax.data.store.schema import Schema, default_models
 from mgjax.data.types import Clip, Engine
 from mgjax.errors import InputError
 

@@ -37,7 +37,7 @@ class Clip(NamedTuple):
 
 
 class Engine(Protocol):
-    """A game that can be stepped frame by frame. One file in `mgjax/data/engines/` implements it."""
+    """A game that can be stepped frame by frame. One file in `mgjax/data/play/engines/` implements it."""
 
     keyboard: tuple[str, ...]  # names of the keyboard columns that `step` takes
     fps: float  # recorded frames per second

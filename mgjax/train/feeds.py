@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mgjax.config import WorldConfig
-from mgjax.data.agents import make_agent
-from mgjax.data.engines import make_engine
-from mgjax.data.feed import Window, windows
+from mgjax.data.play.agents import make_agent
+from mgjax.data.play.engines import make_engine
 from mgjax.data.record import record_clip, schema_of
-from mgjax.data.schema import to_model
+from mgjax.data.store.feed import Window, windows
+from mgjax.data.store.schema import to_model
 from mgjax.errors import InputError
 from mgjax.io.files import atomic_path
 from mgjax.train.encode import encode_clips
@@ -125,7 +125,7 @@ class MemoryFeed:
 
 
 class EncodedFeed:
-    """Windows of a recording (`mgjax.data.feed.windows`), each batch passed through `encode`."""
+    """Windows of a recording (`mgjax.data.store.feed.windows`), each batch passed through `encode`."""
 
     def __init__(self, windows: Iterator[Window], encode: Callable[[Window], Any]):
         self._windows, self._encode = windows, encode

@@ -22,11 +22,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mgjax.config import WorldConfig
-from mgjax.data import latents, schema
-from mgjax.data.feed import Batches, Window
-from mgjax.data.latents import Item
-from mgjax.data.schema import Encoded, Schema
-from mgjax.data.store import DamagedClip, Dataset, Writer, clip_name
+from mgjax.data.store import latents, schema
+from mgjax.data.store.dataset import DamagedClip, Dataset, Writer, clip_name
+from mgjax.data.store.feed import Batches, Window
+from mgjax.data.store.latents import Item
+from mgjax.data.store.schema import Encoded, Schema
 from mgjax.errors import InputError
 from mgjax.stream.snapshot import fingerprint
 from mgjax.train.encode import encode_clips
@@ -229,7 +229,7 @@ def _stack(windows: list[Window | DamagedClip], size: int, frames: int, cfg: Wor
 
 
 class LatentFeed:
-    """Batches of encoded windows (`mgjax.data.latents.items`) as the DiT's stages take them."""
+    """Batches of encoded windows (`mgjax.data.store.latents.items`) as the DiT's stages take them."""
 
     def __init__(self, items: Batches[Item]):
         self._items = items
@@ -259,7 +259,7 @@ def latent_items(
 ) -> LatentFeed:
     """Endless shuffled batches of encoded windows of `frames` frames, for a run that uses the encoders of `params`.
 
-    `batch` is that of one process. The state is one number, the same on every host, as in `mgjax.data.feed.windows`.
+    `batch` is that of one process. The state is one number, the same on every host, as in `mgjax.data.store.feed`.
 
     Raises:
       InputError: a dataset is not encoded, or by other weights, for another model or in shorter windows.

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mgjax.data import camera, codec
-from mgjax.data.agents import make_agent
+from mgjax.data import camera
+from mgjax.data.play.agents import make_agent
 from mgjax.data.record import RecordConfig, record, schema_of
-from mgjax.data.schema import Schema
-from mgjax.data.store import Dataset, Writer
+from mgjax.data.store import codec
+from mgjax.data.store.dataset import Dataset, Writer
+from mgjax.data.store.schema import Schema
 from mgjax.data.types import Clip, Observation, Pose
 
 ROOM = 8.0  # half of the room's side

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from fake import FakeEngine, play, record_fake, schema
 
-from mgjax.data.agents.base import Agent
-from mgjax.data.filters import FilterConfig
+from mgjax.data.play.agents.base import Agent
+from mgjax.data.quality.filters import FilterConfig
 from mgjax.data.record import RecordConfig, engine_seed, record_clip
-from mgjax.data.store import Dataset
+from mgjax.data.store.dataset import Dataset
 from mgjax.errors import InputError
 
 
@@ -84,7 +84,7 @@ class _BrokenEngine(FakeEngine):
 def test_what_breaks_in_a_process_is_told_by_the_parent(tmp_path):
     import functools
 
-    from mgjax.data.agents import make_agent
+    from mgjax.data.play.agents import make_agent
     from mgjax.data.record import record
 
     agent = functools.partial(make_agent, "random")

@@ -48,7 +48,7 @@ def params(seed: int = 0) -> dict:
 
 
 def schema(**changes):
-    from mgjax.data.schema import Schema
+    from mgjax.data.store.schema import Schema
 
     columns = ("forward", "back", "left", "right")
     models = {"small": {column: column for column in columns}}
@@ -57,11 +57,11 @@ def schema(**changes):
 
 def record(folder: Path, lengths=LENGTHS, first: int = 0) -> None:
     """Clips of the shapes engine, played by the random agent."""
-    from mgjax.data import codec
-    from mgjax.data.agents import make_agent
-    from mgjax.data.engines import make_engine
+    from mgjax.data.play.agents import make_agent
+    from mgjax.data.play.engines import make_engine
     from mgjax.data.record import record_clip
-    from mgjax.data.store import Writer
+    from mgjax.data.store import codec
+    from mgjax.data.store.dataset import Writer
 
     engine = make_engine("shapes", size=(16, 32))
     agent = make_agent("random", engine)
@@ -85,7 +85,7 @@ def encode(recording: Path, out: Path, devices=None, hooks=MappingProxyType({}),
 
 def contents(folder: Path) -> dict[str, bytes]:
     """The bytes of every window."""
-    from mgjax.data.store import Dataset
+    from mgjax.data.store.dataset import Dataset
 
     dataset = Dataset(folder)
     return {entry.name: dataset.read_bytes(i) for i, entry in enumerate(dataset.clips)}
@@ -93,9 +93,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def _die_at_write(number: int) -> None:
     """SIGKILL in the place of this process's file `number`."""
-    from mgjax.data import store
+    from mgjax.data.store import dataset
 
-    write, written = store._write, 0
+    write, written = dataset._write, 0
 
     def counted(*args):
         nonlocal written
@@ -104,7 +104,7 @@ def _die_at_write(number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         write(*args)
 
-    store._write = counted
+    dataset._write = counted
 
 
 def main():

@@ -19,10 +19,10 @@ from encoding import FRAMES, WINDOWS, contents, encode, params, record, schema, 
 
 from mgjax import checkpoint, cli
 from mgjax.commands import _world
-from mgjax.data import latents
-from mgjax.data.feed import windows
-from mgjax.data.schema import to_model
-from mgjax.data.store import Dataset, Writer
+from mgjax.data.store import latents
+from mgjax.data.store.dataset import Dataset, Writer
+from mgjax.data.store.feed import windows
+from mgjax.data.store.schema import to_model
 from mgjax.errors import InputError
 from mgjax.train import feeds
 from mgjax.train.encode import encode_clips
