@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -63,6 +64,7 @@ def save(
         )
         for component, tree in components.items():
             _save_tree(temporary / component, tree, progress)
+            _open_once(temporary / component, tree)
         sums = {str(path.relative_to(temporary)): _sha256(path) for path in _files(temporary)}
         (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=1))
 
@@ -196,6 +198,22 @@ def _save_tree(path: Path, tree: dict, progress: Callable[[int], None]) -> None:
         checkpointer.save(path.absolute(), jax.tree.map(_lazy, tree))
     for mark in path.glob("commit_success.txt"):  # Orbax asks whether it is there; what it says is this machine's path
         mark.write_text("committed\n")
+
+
+def _open_once(path: Path, tree: dict) -> None:
+    """Finds out whether what was written can be read: the table of arrays, and the smallest of them."""
+    try:
+        with _reader() as checkpointer:
+            stored = _stored(checkpointer, path.absolute())
+        written = jax.tree.map(lambda leaf: tuple(leaf.shape), tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+        if jax.tree.map(lambda leaf: tuple(leaf.shape), stored) != written:
+            raise InputError("its arrays are not those that were written")
+        leaves = jax.tree_util.tree_leaves_with_path(stored)
+        keys, smallest = min(leaves, key=lambda leaf: math.prod(leaf[1].shape))
+        if _read_array(path.absolute(), ".".join(key.key for key in keys)).shape != tuple(smallest.shape):
+            raise InputError("an array has another shape")
+    except (InputError, OSError, ValueError, KeyError) as error:
+        raise InputError(f"what was written cannot be read again, so nothing was kept: {error}") from error
 
 
 def _lazy(leaf) -> LazyArray:

@@ -51,10 +51,11 @@ def main(
     Args:
         model: whose weights they are: universal, gta_drive, templerun, foundation or nano.
         config: a released DiT config, or a world's own, in JSON, in place of --model.
-        dit: the transformer, .safetensors (or its index.json when it is in parts).
-        vae: the Wan 2.1 VAE, .pth or .safetensors.
-        taehv: the small fast decoder, .pth or .safetensors.
-        clip: the CLIP image tower, .pth or .safetensors.
+        dit: the transformer: safetensors (or its index.json when it is in parts) or a PyTorch archive. Of a file that
+            holds several, FILE:NAME chooses one, such as FILE:generator_ema; so for the other three.
+        vae: the Wan 2.1 VAE.
+        taehv: the small fast decoder.
+        clip: the CLIP image tower.
         dtype: what to round the weights to; by default they stay as they are stored.
         to: safetensors writes a checkpoint's weights under their released names.
         overwrite: replace what is already at TO.
@@ -118,11 +119,27 @@ def _released_files(folder: Path, model: str | None) -> dict[str, Path]:
 
 
 def _convert(files: dict[str, Path], out: Path, cfg, dtype: str | None, overwrite: bool) -> None:
-    from mgjax.io.tensors import open_tensors
+    from mgjax.io.tensors import open_part
     from mgjax.models import convert
 
-    trees = {name: convert.to_tree(name, cfg, open_tensors(path), _dtype(dtype)) for name, path in files.items()}
+    opened = {name: open_part(path) for name, path in files.items()}
+    if "dit" in opened:
+        cfg = convert.fit_columns(cfg, opened["dit"])
+    trees = {name: convert.to_tree(name, cfg, file, _dtype(dtype)) for name, file in opened.items()}
     _save(trees, files, out, cfg, overwrite)
+    for name, file in opened.items():
+        _tell_aside(convert.find(name, cfg, file), file)
+    if "dit" in opened:
+        print(f"keyboard: {', '.join(cfg.control.columns)}")
+
+
+def _tell_aside(found, file) -> None:
+    """Says where the network lay, and what else the file holds."""
+    if found.prefix:
+        print(f"{file.path}: taken from under {found.prefix.rstrip('.')}")
+    if found.aside:
+        tops = ", ".join(sorted({name.split(".")[0] for name in found.aside})[:6])
+        print(f"{file.path}: {len(found.aside)} other tensors were left out ({tops})")
 
 
 def _round(folder: Path, out: Path, dtype: str | None, overwrite: bool) -> None:
@@ -150,7 +167,7 @@ def _save(trees: dict[str, dict], sources: dict[str, Path], out: Path, cfg, over
 def _export(folder: Path, out: Path, dtype: str | None, overwrite: bool) -> None:
     from mgjax import checkpoint
     from mgjax.errors import InputError
-    from mgjax.io.tensors import write_safetensors
+    from mgjax.io.tensors import open_tensors, write_safetensors
     from mgjax.models import convert
 
     cfg = checkpoint.read_config(folder)
@@ -162,6 +179,7 @@ def _export(folder: Path, out: Path, dtype: str | None, overwrite: bool) -> None
         tensors = convert.from_tree(name, cfg, checkpoint.load_lazy(folder, name), _dtype(dtype))
         with _progress(f"writing {target.name}", sum(tensor.nbytes for tensor in tensors.values())) as advance:
             write_safetensors(target, tensors, advance)
+        convert.find(name, cfg, open_tensors(target))  # what cannot be read again should show now
         _report(name, list(tensors.values()), target)
 
 

@@ -3,7 +3,11 @@
 Two formats: `.safetensors` (a JSON table in front of raw bytes) and the zip archives that PyTorch writes as `.pth` or
 `.pt` (a pickle that describes tensors, and one raw entry per storage). The pickle is never handed to Python's
 unpickler: a small interpreter walks its opcodes, knows data and the few names that tensors need, and refuses the rest.
-Opening a file reads its table alone; each tensor reads its own bytes when asked.
+Opening a file reads its table alone; each tensor reads its own bytes when asked. What a file is, its first bytes say,
+whatever its name ends in.
+
+Dicts in dicts, as trainers write them, become dotted names: `{"generator": {"head.bias": ...}}` holds the tensor
+`generator.head.bias`, and `TensorFile.part("generator")` is what lies under that name.
 """
 
 from __future__ import annotations
@@ -58,9 +62,22 @@ class TensorFile:
     def read(self, name: str) -> np.ndarray:
         return self.tensors[name].read()
 
+    def part(self, name: str) -> TensorFile:
+        """The tensors whose names begin with `name` and a dot, under the rest of their names.
+
+        Raises:
+            InputError: there are none.
+        """
+        start = f"{name}."
+        tensors = {key.removeprefix(start): tensor for key, tensor in self.tensors.items() if key.startswith(start)}
+        if not tensors:
+            there = ", ".join(sorted({key.split(".")[0] for key in self.tensors})[:8])
+            raise InputError(f"{self.path} has no part {name!r}; its names begin with {there}")
+        return TensorFile(self.path.with_name(f"{self.path.name}:{name}"), tensors)
+
 
 def open_tensors(path: Path) -> TensorFile:
-    """The tensors of `path`: `.safetensors`, `.safetensors.index.json` (files in parts), `.pth` or `.pt`.
+    """The tensors of `path`: safetensors, an index.json of safetensors in parts, or an archive of PyTorch.
 
     Raises:
         InputError: the file is absent, damaged, of another format, or holds something else than tensors.
@@ -68,13 +85,42 @@ def open_tensors(path: Path) -> TensorFile:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"there is no weight file {path}")
-    readers = {".safetensors": _safetensors, ".json": _index, ".pth": _torch, ".pt": _torch}
-    if path.suffix not in readers:
-        raise InputError(f"{path} is no weight file: the name has to end in {', '.join(readers)}")
     try:
-        return TensorFile(path, readers[path.suffix](path))
+        return TensorFile(path, _reader(path)(path))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def open_part(source: Path) -> TensorFile:
+    """As `open_tensors`, of a file or of a part of one: FILE:PART.
+
+    Raises:
+        InputError: as `open_tensors`, or the file has no such part.
+    """
+    path, colon, part = str(source).rpartition(":")
+    if colon and part and not Path(source).exists() and Path(path).is_file():
+        return open_tensors(Path(path)).part(part)
+    return open_tensors(source)
+
+
+def _reader(path: Path) -> Callable[[Path], dict[str, LazyArray]]:
+    """How a file is read, by its first bytes; by its name where these are damaged."""
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if start.startswith(b"PK\x03\x04"):
+        return _torch
+    if start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] <= path.stat().st_size - 8:
+        return _safetensors
+    if start.lstrip().startswith(b"{"):
+        return _index
+    if start.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path} only points at a file of Git LFS: fetch it with `git lfs pull`")
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise InputError(f"{path} is a web page, not a weight file: the download went to another address")
+    named = {".safetensors": _safetensors, ".json": _index, ".pth": _torch, ".pt": _torch}
+    if path.suffix not in named:
+        raise InputError(f"{path} is no weight file: neither safetensors nor an archive of PyTorch, nor an index.json")
+    return named[path.suffix]
 
 
 def _read_span(path: Path, offset: int, dtype: np.dtype, count: int) -> np.ndarray:
@@ -107,6 +153,7 @@ _SAFETENSORS_DTYPES = {
     "BOOL": np.dtype("?"),
 }
 _MAX_TABLE = 100_000_000  # bytes; a table of a thousand tensors takes a tenth of a megabyte
+_MAX_DEPTH, _MAX_ENTRIES = 8, 1_000_000  # of dicts in dicts
 
 
 def _safetensors(path: Path) -> dict[str, LazyArray]:
@@ -157,14 +204,16 @@ def _index(path: Path) -> dict[str, LazyArray]:
     files = _json_object(path, path.read_bytes()).get("weight_map")
     if not isinstance(files, dict):
         raise InputError(f"{path} lists no weight files")
-    for file in files.values():
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
-            raise InputError(f"{path} names {file!r}, which is no safetensors file beside it")
-    parts = {file: open_tensors(path.with_name(file)).tensors for file in sorted(set(files.values()))}
+    parts = {}
+    for file in sorted(set(map(str, files.values()))):
+        beside = path.with_name(Path(file).name)
+        if Path(file).name != file or not beside.is_file() or _reader(beside) is _index:
+            raise InputError(f"{path} names {file!r}, which is no weight file beside it")
+        parts[file] = _reader(beside)(beside)
     for name, file in files.items():
-        if name not in parts[file]:
+        if name not in parts[str(file)]:
             raise InputError(f"{path} says that {file} holds {name!r}, which it does not")
-    return {name: parts[file][name] for name, file in files.items()}
+    return {name: parts[str(file)][name] for name, file in files.items()}
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, LazyArray], progress: Callable[[int], None] = lambda n: None):
@@ -252,7 +301,7 @@ def _torch(path: Path) -> dict[str, LazyArray]:
             f"{path} is no whole archive as PyTorch writes them since 1.6: it is damaged, cut short or older"
         ) from None
     try:
-        views = _state(_unpickle(pickled))
+        views = _views(_unpickle(pickled))
         return {name: _torch_entry(path, name, view, entries, root) for name, view in views.items()}
     except _Refused as refused:
         raise InputError(f"{path} holds {refused}; nothing in it was run") from None
@@ -304,19 +353,28 @@ def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
     return info.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
 
 
-def _state(top) -> dict[str, _View]:
-    """The named tensors of an archive's one object: itself, or its only dict of tensors (`{"state_dict": ...}`)."""
+def _views(top) -> dict[str, _View]:
+    """The tensors in an archive's dict and in the dicts in it, by dotted names; numbers and lists are left out."""
     if not isinstance(top, dict):
         raise _Refused("no dict of tensors")
-    if not any(isinstance(value, _View) for value in top.values()):
-        inner = [v for v in top.values() if isinstance(v, dict) and any(isinstance(x, _View) for x in v.values())]
-        if len(inner) != 1:
-            raise _Refused(f"{len(inner)} dicts of tensors, not one")
-        top = inner[0]
-    for name, value in top.items():
-        if not isinstance(name, str) or not isinstance(value, _View):
-            raise _Refused(f"an entry {name!r} that is no tensor")
-    return top
+    views: dict[str, _View] = {}
+    waiting, entries = [("", top, 0)], 0
+    while waiting:
+        prefix, table, depth = waiting.pop()
+        entries += len(table)
+        if depth > _MAX_DEPTH or entries > _MAX_ENTRIES:  # dicts may hold each other, and themselves
+            raise _Refused("dicts in dicts without end")
+        for key, value in table.items():
+            name = f"{prefix}{key}"
+            if isinstance(value, dict):
+                waiting.append((f"{name}.", value, depth + 1))
+            elif isinstance(value, _View):
+                if name in views:
+                    raise _Refused(f"two tensors named {name!r}")
+                views[name] = value
+    if not views:
+        raise _Refused("no tensors")
+    return views
 
 
 def _unpickle(pickled: bytes):

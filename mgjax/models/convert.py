@@ -1,13 +1,20 @@
 """Released weights to parameter trees and back.
 
 The tables of `mgjax.models.names` say where each tensor goes; the shapes come from the models themselves. Everything
-is lazy: a converted tree has `LazyArray`s for leaves, and a tensor is read when its leaf is.
+is lazy: a converted tree has `LazyArray`s for leaves; a tensor is read, and its numbers looked at, when its leaf is.
+
+Files in the wild hold the same tensors under longer names: trainers wrap the network (`module.`, `_orig_mod.`,
+`_fsdp_wrapped_module.`, also in the middle of a name), keep several (`generator`, `generator_ema`) or put the
+autoencoder beside it. `find` takes the one prefix under which the whole network lies.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +23,7 @@ import jax
 import numpy as np
 
 from mgjax import config
-from mgjax.config import PRESETS, WorldConfig
+from mgjax.config import PRESETS, ControlConfig, WorldConfig
 from mgjax.errors import InputError
 from mgjax.io.tensors import LazyArray, TensorFile
 from mgjax.models import clip, dit, names, taehv, vae
@@ -51,26 +58,70 @@ def shapes(component: str, cfg: WorldConfig) -> dict:
 
 def released_shapes(component: str, cfg: WorldConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that a released file of this component holds."""
+    return dict(_released_shapes(component, cfg))
+
+
+@functools.lru_cache(maxsize=8)
+def _released_shapes(component: str, cfg: WorldConfig) -> Mapping[str, tuple[int, ...]]:
     leaves = _flatten(shapes(component, cfg))
     return {t.name: _released(t, _hollow(leaves[t.path].shape)).shape for t in table(component, cfg)}
 
 
+class Found(NamedTuple):
+    """Where a network lies in a file."""
+
+    prefix: str  # of its names, without the one that the released names have themselves
+    tensors: Mapping[str, LazyArray]  # by released name
+    aside: tuple[str, ...]  # names elsewhere in the file, which are left out
+
+
+def find(component: str, cfg: WorldConfig, file: TensorFile) -> Found:
+    """The tensors of a component in a file, whatever wraps their names.
+
+    Raises:
+        InputError: a tensor is missing, not known or of another shape, or the file holds the network more than once;
+            the message names the tensors, or the parts to choose from.
+    """
+    expected = released_shapes(component, cfg)
+    own = _OWN_PREFIX.get(component, "")
+    wanted = {name.removeprefix(own) for name in expected}
+    tensors = _unwrapped(file)
+    prefixes = Counter(prefix for name in tensors for prefix in _prefixes(name, wanted))
+    whole = sorted(prefix for prefix, count in prefixes.items() if count == len(wanted))
+    if len(whole) > 1:
+        parts = [prefix.rstrip(".").removesuffix(own.rstrip(".")).rstrip(".") for prefix in whole]
+        raise InputError(
+            f"{file.path} holds the {component} {len(whole)} times: choose one as {file.path}:NAME, "
+            f"where NAME is one of {', '.join(filter(None, parts))}"
+        )
+    if not prefixes:
+        some = ", ".join(list(file.tensors)[:3])
+        raise InputError(
+            f"{file.path} is no file of the model {cfg.name!r}: it has none of the {len(wanted)} tensors of a "
+            f"{component}, but {len(file.tensors)} others, such as {some}"
+        )
+    prefix = max(prefixes, key=lambda p: (prefixes[p], -len(p)))
+    under = {own + name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    _check(file, cfg, expected, under)
+    aside = tuple(name for name in tensors if not name.startswith(prefix))
+    return Found(prefix.removesuffix(own), {name: under[name] for name in expected}, aside)
+
+
 def to_tree(component: str, cfg: WorldConfig, file: TensorFile, dtype=None) -> dict:
-    """The parameter tree (of `LazyArray`s) that a released file holds.
+    """The parameter tree (of `LazyArray`s) that a released file holds. Reading a leaf raises InputError where it has
+    numbers that are not finite.
 
     Args:
         dtype: what the arrays are rounded to (to nearest, ties to even); None keeps the file's own.
 
     Raises:
-        InputError: a tensor is missing, not known or of another shape; the message names it.
+        InputError: as `find`.
     """
-    tensors = _named_as_released(component, file)
-    expected = released_shapes(component, cfg)
-    _check(file, cfg, expected, tensors)
+    tensors = find(component, cfg, file).tensors
     tree: dict = {}
     for tensor in table(component, cfg):
-        source = tensors[tensor.name]
-        _insert(tree, tensor.path, _cast(source, dtype, lambda array, tensor=tensor: _ours(tensor, array)))
+        cast = _cast(tensors[tensor.name], dtype, lambda array, tensor=tensor: _ours(tensor, array))
+        _insert(tree, tensor.path, _finite(cast, f"tensor {tensor.name} of {file.path}"))
     return tree
 
 
@@ -85,26 +136,43 @@ def from_tree(component: str, cfg: WorldConfig, tree: dict, dtype=None) -> dict[
     for path in sorted({*leaves, *expected}):
         if path not in leaves or path not in expected or leaves[path].shape != expected[path].shape:
             raise InputError(f"parameter {'.'.join(path)} of the {component} is not that of the model {cfg.name!r}")
-    return {
-        tensor.name: _cast(_lazy(leaves[tensor.path]), dtype, lambda array, tensor=tensor: _released(tensor, array))
-        for tensor in table(component, cfg)
-    }
+    tensors = {}
+    for tensor in table(component, cfg):
+        cast = _cast(_lazy(leaves[tensor.path]), dtype, lambda array, tensor=tensor: _released(tensor, array))
+        tensors[tensor.name] = _finite(cast, f"parameter {'.'.join(tensor.path)}")
+    return tensors
 
 
 def rounded(tree: dict, dtype=None) -> dict:
-    """`tree` with its arrays as `LazyArray`s that are rounded to `dtype` when they are read; None leaves them."""
-    return jax.tree.map(lambda leaf: _cast(_lazy(leaf), dtype, lambda array: array), tree)
+    """`tree` with its arrays as `LazyArray`s that are rounded to `dtype` when they are read; None leaves them. Reading
+    one raises InputError where it has numbers that are not finite."""
+
+    def one(path, leaf) -> LazyArray:
+        name = ".".join(key.key for key in path)
+        return _finite(_cast(_lazy(leaf), dtype, lambda array: array), f"parameter {name}")
+
+    return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def _named_as_released(component: str, file: TensorFile) -> Mapping[str, LazyArray]:
-    """The file's tensors under the names of the tables."""
-    tensors = file.tensors
-    if component == "clip":
-        # The released file holds the text tower and the temperature too, which no world uses.
-        return {name: tensor for name, tensor in tensors.items() if name.startswith("visual.")}
-    if component == "dit" and not any(name.startswith("model.") for name in tensors):
-        return {f"model.{name}": tensor for name, tensor in tensors.items()}
+_OWN_PREFIX = {"dit": "model.", "clip": "visual."}  # that all released names of a component have, and some files lack
+_WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+
+def _unwrapped(file: TensorFile) -> dict[str, LazyArray]:
+    """The file's tensors without the names that DDP, `torch.compile`, FSDP and activation checkpoints put in."""
+    tensors: dict[str, LazyArray] = {}
+    for name, tensor in file.tensors.items():
+        bare = _WRAPPERS.sub("", name)
+        if bare in tensors:
+            raise InputError(f"{file.path} holds {bare} with and without a wrapper's name: two networks in one")
+        tensors[bare] = tensor
     return tensors
+
+
+def _prefixes(name: str, wanted: set[str]) -> list[str]:
+    """What can stand before a wanted name in `name`: "", or whole words with their dots."""
+    starts = [0, *(match.end() for match in re.finditer(r"\.", name))]
+    return [name[:start] for start in starts if name[start:] in wanted]
 
 
 def _check(file: TensorFile, cfg: WorldConfig, expected: Mapping[str, tuple], tensors: Mapping[str, LazyArray]) -> None:
@@ -120,6 +188,24 @@ def _check(file: TensorFile, cfg: WorldConfig, expected: Mapping[str, tuple], te
                 f"tensor {name} of {file.path} has shape {list(tensors[name].shape)}; "
                 f"the model {cfg.name!r} takes {list(shape)}"
             )
+        if not jax.numpy.issubdtype(tensors[name].dtype, jax.numpy.floating):
+            raise InputError(
+                f"tensor {name} of {file.path} holds {tensors[name].dtype}, which is no floating-point number: "
+                "a quantised file cannot be converted"
+            )
+
+
+def _finite(array: LazyArray, name: str) -> LazyArray:
+    """`array`, whose reading raises InputError where a number is NaN or infinite."""
+
+    def read() -> np.ndarray:
+        numbers = array.read()
+        wrong = numbers.size - np.count_nonzero(np.isfinite(numbers))
+        if wrong:
+            raise InputError(f"{name} holds {wrong:,} of {numbers.size:,} numbers that are not finite (NaN, infinite)")
+        return numbers
+
+    return LazyArray(array.shape, array.dtype, read)
 
 
 def _cast(source: LazyArray, dtype, move: Callable[[np.ndarray], np.ndarray]) -> LazyArray:
@@ -164,6 +250,25 @@ def _insert(tree: dict, path: tuple[str, ...], leaf: LazyArray) -> None:
 
 
 # --- configs ----------------------------------------------------------------------------------------------------------
+
+# Users report six keyboard columns in the released base model, whose config says four; the order is that of a public
+# fine-tuning script (SkyworkAI/Matrix-Game#39, #46, #55).
+SIX_COLUMNS = ControlConfig(
+    columns=("forward", "back", "left", "right", "jump", "attack"), keys=("w", "s", "a", "d", "q", "e")
+)
+
+
+def fit_columns(cfg: WorldConfig, file: TensorFile) -> WorldConfig:
+    """`cfg`, or the foundation model with six keyboard columns where the file's DiT has six."""
+    columns = {t.shape[-1] for name, t in file.tensors.items() if name.endswith("keyboard_embed.0.weight") and t.shape}
+    if cfg.name == "foundation" and columns == {len(SIX_COLUMNS.columns)}:
+        return _with_control(cfg, SIX_COLUMNS)
+    return cfg
+
+
+def _with_control(cfg: WorldConfig, control: ControlConfig) -> WorldConfig:
+    action = dataclasses.replace(cfg.dit.action, keyboard_dim=len(control.columns))
+    return dataclasses.replace(cfg, dit=dataclasses.replace(cfg.dit, action=action), control=control)
 
 
 def world_config_from_released(text: str) -> WorldConfig:
@@ -261,7 +366,7 @@ def _field(data: dict, name: str, kind: type):
 
 def _like(keyboard: int, mouse: int) -> WorldConfig:
     """The preset whose controls have these sizes."""
-    for world in PRESETS.values():
+    for world in (*PRESETS.values(), _with_control(PRESETS["foundation"], SIX_COLUMNS)):
         if (world.dit.action.keyboard_dim, world.dit.action.mouse_dim) == (keyboard, mouse):
             return world
     raise ValueError(f"no known world has {keyboard} keyboard columns and {mouse} mouse columns")

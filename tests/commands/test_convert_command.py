@@ -116,7 +116,7 @@ def test_the_released_repository_is_searched(golden, tmp_path, capsys, place):
         (["--dit", "{dit}", "--config", "{tmp}/absent.json", "{tmp}/world"], "cannot read .*absent.json"),
         (["--dit", "{dit}", "--config", "{dit}", "{tmp}/world"], "not JSON|utf-8"),
         (["--dit", "{dit}", "{tmp}/world"], "lacks tensor"),
-        (["--vae", "{dit}", "{tmp}/world"], "lacks tensor encoder"),
+        (["--vae", "{dit}", "{tmp}/world"], "none of the 194 tensors of a vae"),
         (["--to", "safetensors", "{tmp}/world"], "takes a checkpoint and a folder"),
         (["--to", "safetensors", "{tmp}", "{tmp}/back"], "no mgjax checkpoint"),
     ],
@@ -140,6 +140,35 @@ def test_an_existing_checkpoint_is_replaced_only_when_asked(universal, tmp_path,
     assert _run(tmp_path / "world", tmp_path / "back", "--to", "safetensors") == 0
     assert _run(tmp_path / "world", tmp_path / "back", "--to", "safetensors") == 2
     assert _run(tmp_path / "world", tmp_path / "back", "--to", "safetensors", "--overwrite") == 0
+
+
+def test_a_network_is_chosen_from_a_trainers_file(nano, tmp_path, capsys):
+    """Rows 25 and 26: the same tensors thrice under a trainer's names, and beside them the autoencoder."""
+    file, parts = open_tensors(nano / "dit.safetensors"), ("generator", "critic", "generator_ema")
+    tensors = {f"{part}.module.{name}": t for part in parts for name, t in file.tensors.items()}
+    tensors |= {f"first_stage.{name}": t for name, t in open_tensors(nano / "vae.safetensors").tensors.items()}
+    path = tmp_path / "model.bin"
+    write_safetensors(path, tensors)
+    flags = ["--model", "nano", "--vae", path]
+    assert _run("--dit", path, *flags, tmp_path / "world") == 2
+    assert "choose one as" in capsys.readouterr().err
+    assert _run("--dit", f"{path}:generator_ema", *flags, tmp_path / "world") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"model\.bin: taken from under first_stage\n.* other tensors were left out \(critic, gen", out)
+    assert "keyboard: forward, back, left, right" in out
+    kernel = checkpoint.load(tmp_path / "world", "dit")["head"]["out"]["bias"]
+    np.testing.assert_array_equal(kernel, file.read("model.head.head.bias"))
+
+
+def test_numbers_that_are_not_finite_leave_no_world(nano, tmp_path, capsys):
+    """Row 20: black videos without a word."""
+    file = open_tensors(nano / "dit.safetensors")
+    bad = file.read("model.time_embedding.2.bias") * np.nan
+    lazy = LazyArray(bad.shape, bad.dtype, lambda: bad)
+    write_safetensors(tmp_path / "nan.safetensors", {**file.tensors, "model.time_embedding.2.bias": lazy})
+    assert _run("--dit", tmp_path / "nan.safetensors", "--model", "nano", tmp_path / "world") == 2
+    assert "tensor model.time_embedding.2.bias of" in capsys.readouterr().err
+    assert not (tmp_path / "world").exists()
 
 
 def test_a_damaged_checkpoint_is_not_exported(universal, tmp_path, capsys):

@@ -17,7 +17,7 @@ import pytest
 import safetensors.numpy
 
 from mgjax.errors import InputError
-from mgjax.io.tensors import LazyArray, open_tensors, write_safetensors
+from mgjax.io.tensors import LazyArray, open_part, open_tensors, write_safetensors
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 STORAGES = {"<f4": "Float", "<f8": "Double", "<f2": "Half", "<i8": "Long", "|u1": "Byte", "|b1": "Bool"}
@@ -158,7 +158,7 @@ def test_files_in_parts(tmp_path):
 def test_parts_lie_beside_their_index(tmp_path, part):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": part}}))
-    with pytest.raises(InputError, match=r"no safetensors file beside it|no weight file"):
+    with pytest.raises(InputError, match="no weight file beside it"):
         open_tensors(index)
 
 
@@ -224,8 +224,9 @@ DATA = {"0": np.array([1, 2], np.float32).tobytes()}
 )
 def test_shapes_of_a_state_dict(tmp_path, body):
     file = open_tensors(_archive(tmp_path / "a.pth", _pickled(body), DATA))
-    assert file.names == ("w",)
-    np.testing.assert_array_equal(file.read("w"), [1, 2])
+    (name,) = file.names
+    assert name == ("state_dict.w" if b"epoch" in body else "w")
+    np.testing.assert_array_equal(file.read(name), [1, 2])
 
 
 def test_newer_protocols(tmp_path):
@@ -289,9 +290,10 @@ RUN = _tuple(_text("touch {witness}"))
         (_tuple(_text("collections"), _text("OrderedDict")) + b")R", "a call that makes no tensor"),
         (_tuple(_text("module"), SYSTEM, _text("0"), _text("cpu"), _int(1)) + b"Q", r"os\.system"),
         (_tuple(_text("module"), _int(0), _text("0"), _text("cpu"), _int(1)) + b"Q", "data of an unknown kind"),
-        (_state({"w": W, "step": _int(3)}), "'step' that is no tensor"),
-        (_state({"a": _state({"w": W}), "b": _state({"w": W})}), "2 dicts of tensors"),
-        (_state({}), "0 dicts of tensors"),
+        (_state({"a.w": W, "a": _state({"w": W})}), "two tensors named 'a.w'"),
+        (_state({"step": _int(3)}), "no tensors"),
+        (_state({}), "no tensors"),
+        (b"}q\x00" + _text("a") + b"h\x00s", "without end"),  # a dict that holds itself
         (W, "no dict of tensors"),
         (b"}" + b")" + b"\x85" * 200_000 + b"Ns", "no names"),  # a key whose hash would overflow the C stack
         (b"R", "damaged"),
@@ -438,8 +440,54 @@ def test_absent_and_unknown_files(tmp_path):
     with pytest.raises(InputError, match="there is no weight file"):
         open_tensors(tmp_path)
     (tmp_path / "a.bin").write_bytes(b"x")
-    with pytest.raises(InputError, match="has to end in"):
+    with pytest.raises(InputError, match="neither safetensors nor"):
         open_tensors(tmp_path / "a.bin")
+
+
+def test_dicts_in_dicts_have_dotted_names(tmp_path):
+    """As trainers write them: several networks, the state of an optimiser, numbers and lists beside them."""
+    body = _state({
+        "generator": _state({"head.bias": W}), "generator_ema": _state({"head.bias": W}), "step": _int(600),
+        "optimizer": _state({"state": b"}" + _int(0) + _state({"exp_avg": W}) + b"s", "groups": b"]"}),
+    })  # fmt: skip
+    path = _archive(tmp_path / "model.pt", _pickled(body), DATA)
+    file = open_tensors(path)
+    assert set(file.names) == {"generator.head.bias", "generator_ema.head.bias", "optimizer.state.0.exp_avg"}
+    part = open_part(tmp_path / "model.pt:generator_ema")
+    assert part.names == ("head.bias",)
+    assert part.read("head.bias").tobytes() == file.read("generator_ema.head.bias").tobytes()
+    assert open_part(path).names == file.names
+    with pytest.raises(
+        InputError, match=r"model\.pt has no part 'ema'; its names begin with generator, generator_ema, o"
+    ):
+        open_part(tmp_path / "model.pt:ema")
+    with pytest.raises(InputError, match=r"there is no weight file .*absent\.pt:ema"):
+        open_part(tmp_path / "absent.pt:ema")
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model", "model.ckpt", "model.pth", "model.safetensors", "model.json"])
+def test_content_decides_not_the_suffix(tmp_path, name):
+    lazy = {key: LazyArray(a.shape, a.dtype, lambda a=a: a) for key, a in _arrays().items()}
+    write_safetensors(tmp_path / name, lazy)
+    _assert_equal(open_tensors(tmp_path / name), _arrays())
+    _assert_equal(open_tensors(_write_torch(tmp_path / name, _arrays())), _arrays())
+    (tmp_path / "a-1.part").write_bytes((tmp_path / name).read_bytes())
+    (tmp_path / name).write_text(json.dumps({"weight_map": dict.fromkeys(_arrays(), "a-1.part")}))
+    _assert_equal(open_tensors(tmp_path / name), _arrays())
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html>not found</html>", "web page"),
+        (b'{"weight_map": {"a": "a.safetensors"}}', "no weight file beside it"),  # an index that lists itself
+    ],
+)
+def test_what_a_download_leaves_behind_is_named(tmp_path, content, sentence):
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match=sentence):
+        open_tensors(tmp_path / "a.safetensors")
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):
