@@ -10,6 +10,7 @@ parameters' shape, so their paths end like the parameters' and one row serves al
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from typing import Any
@@ -79,6 +80,31 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Axis 0 over data and fsdp: the sharding of every leaf of a batch."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def local_rows(layout: NamedSharding, batch: int) -> slice:
+    """The rows of a batch that this process's devices hold.
+
+    Raises:
+        InputError: the batch does not split over the mesh, or this process's rows are not consecutive.
+    """
+    try:
+        indices = layout.addressable_devices_indices_map((batch,)).values()
+    except ValueError:
+        raise InputError(f"a batch of {batch} clips does not split over the mesh {dict(layout.mesh.shape)}") from None
+    rows = sorted({index[0].indices(batch)[:2] for index in indices})
+    if any(before[1] != after[0] for before, after in itertools.pairwise(rows)):
+        raise InputError("this mesh gives a process rows that are not consecutive: put `data` and `fsdp` across hosts")
+    return slice(rows[0][0], rows[-1][1])
+
+
+def place(batch: Any, layout: NamedSharding, size: int) -> Any:
+    """This process's rows as arrays of the whole batch of `size` clips."""
+
+    def whole(rows):
+        return jax.make_array_from_process_local_data(layout, np.asarray(rows), (size, *np.shape(rows)[1:]))
+
+    return jax.tree.map(whole, batch)
 
 
 def check_batch(mesh: Mesh, batch: int, accumulate: int = 1) -> None:

@@ -24,6 +24,21 @@ class ImageCondition(NamedTuple):
     features: Float[Array, "b i f"]  # CLIP
 
 
+class ClipBatch(NamedTuple):
+    """Training clips of t latent frames and their 4 (t - 1) + 1 pixel frames; axis 0 of every leaf is the batch."""
+
+    latents: Float[Array, "b t h w c"]  # normalised
+    condition: Float[Array, "b u h w c"]  # ImageCondition.latents of the clip's first frame
+    features: Float[Array, "b i f"]  # CLIP features of the clip's first frame
+    actions: Actions  # row r is applied at frame r; the last row is never read
+
+
+class VideoBatch(NamedTuple):
+    """Training clips of the VAE stage."""
+
+    video: Float[Array, "b f h w 3"]  # in [-1, 1], f = 4 (t - 1) + 1
+
+
 class StreamState(NamedTuple):
     """Everything that streams carry from chunk to chunk. Axis 0 of every leaf is the batch; each row is a stream of its
     own.

@@ -12,9 +12,9 @@ from mgjax.data.play.engines import make_engine
 from mgjax.data.record import record_clip, schema_of
 from mgjax.data.store.feed import Window
 from mgjax.data.store.schema import to_model
+from mgjax.eval.control import student_control
+from mgjax.feeds.encode import encode_clips
 from mgjax.models import vae
-from mgjax.train.control import student_control
-from mgjax.train.encode import encode_clips
 
 CLIPS, LATENTS = 8, 6
 

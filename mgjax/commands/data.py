@@ -190,7 +190,7 @@ class Encode:
     def run(self) -> int:
         from mgjax import checkpoint
         from mgjax.commands import _world
-        from mgjax.train.latents import EncodeConfig, encode_dataset
+        from mgjax.feeds.encode_dataset import EncodeConfig, encode_dataset
 
         cfg = checkpoint.read_config(self.weights)
         compute = _world.settings(self.dtype, "vae", "xla").dtype

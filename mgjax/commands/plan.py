@@ -53,7 +53,7 @@ def main(
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 1 if target else devices)
     from mgjax import sharding
-    from mgjax.train.plan import HEAD, gpu_devices, plan_stage, row
+    from mgjax.train.run.plan import HEAD, gpu_devices, plan_stage, row
 
     found = gpu_devices(target, devices) if target else jax.devices()
     mesh = sharding.make_mesh(cfg.mesh, found)

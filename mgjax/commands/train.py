@@ -37,19 +37,19 @@ def main(
         if name not in cfg.stages():
             raise InputError(f"{config} has no stage {name!r}; it has {', '.join(cfg.stages())}")
 
-    from mgjax.train import distributed
+    from mgjax.train.run import processes
 
-    distributed.start(cfg.run.heartbeat_s)
-    from mgjax.train.runs import train_stage
+    processes.start(cfg.run.heartbeat_s)
+    from mgjax.train.run.ladder import train_stage
 
     folder = out or Path("runs") / cfg.name
     for name in names:
         if not train_stage(cfg, name, folder, resume=resume):
-            return distributed.TERMINATED
+            return processes.TERMINATED
     import jax
 
     if jax.process_index() == 0:
-        from mgjax.train.verdict import judge
+        from mgjax.eval.verdict import judge
 
         _tell(judge(folder, names))
     return 0

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Float, Int, UInt32
 
-from mgjax.types import Actions
+from mgjax.types import ClipBatch
 
 Params = Any
 Metrics = dict[str, Float[Array, ""]]
@@ -34,21 +34,6 @@ class TrainState(NamedTuple):
     critic: Params | None = None  # trained, float32; factors on `teacher` where LoRA trains
     critic_opt_state: Any = None
     stream: Any = None  # the rollouts that long tuning keeps alive
-
-
-class ClipBatch(NamedTuple):
-    """Training clips of t latent frames and their 4 (t - 1) + 1 pixel frames; axis 0 of every leaf is the batch."""
-
-    latents: Float[Array, "b t h w c"]  # normalised
-    condition: Float[Array, "b u h w c"]  # ImageCondition.latents of the clip's first frame
-    features: Float[Array, "b i f"]  # CLIP features of the clip's first frame
-    actions: Actions  # row r is applied at frame r; the last row is never read
-
-
-class VideoBatch(NamedTuple):
-    """Training clips of the VAE stage."""
-
-    video: Float[Array, "b f h w 3"]  # in [-1, 1], f = 4 (t - 1) + 1
 
 
 class Stage(NamedTuple):

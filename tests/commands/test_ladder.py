@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mgjax.train.verdict import judge
+from mgjax.eval.verdict import judge
 from mgjax.train_config import STAGES
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from mgjax.cli import main
 from mgjax.commands._config import read_config
 from mgjax.errors import InputError
 from mgjax.models import dit
-from mgjax.train.ladder import make_stage
+from mgjax.train.stages import make_stage
 from mgjax.train_config import fingerprint
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))

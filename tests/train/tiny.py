@@ -17,7 +17,7 @@ from mgjax.config import (
     WorldConfig,
 )
 from mgjax.models import dit
-from mgjax.train.fit import clip_spec
+from mgjax.train.parts.fit import clip_spec
 
 
 @contextlib.contextmanager

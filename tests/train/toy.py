@@ -17,7 +17,7 @@ def stage():
     import jax
     import jax.numpy as jnp
 
-    from mgjax.train.optim import make_optimizer, start_ema, update, update_ema
+    from mgjax.train.parts.optim import make_optimizer, start_ema, update, update_ema
     from mgjax.train.stage import Stage, TrainState, fold
     from mgjax.train_config import EMAConfig, OptimizerConfig
 
@@ -90,7 +90,7 @@ class Feed:
 
 
 def job(mesh, steps, pause=0.0, poison=()):
-    from mgjax.train.loop import Job
+    from mgjax.train.run.loop import Job
 
     return Job(
         stage=stage(),
@@ -119,17 +119,17 @@ def main():
     import numpy as np
 
     jax.config.update("jax_num_cpu_devices", args.devices)
-    from mgjax.train import distributed, loop
+    from mgjax.train.run import loop, processes
     from mgjax.train_config import MeshConfig, RunConfig
 
-    distributed.start(heartbeat_s=10)
+    processes.start(heartbeat_s=10)
     from mgjax.sharding import make_mesh
 
     cfg = RunConfig(log_every=5, save_every=args.save_every, validate_every=0, heartbeat_s=10)
     made = job(make_mesh(MeshConfig(*args.mesh)), args.steps, args.pause)
     result = loop.run(made, cfg, args.folder, resume=args.resume)
     if not result.finished:
-        sys.exit(distributed.TERMINATED)
+        sys.exit(processes.TERMINATED)
     from jax.experimental import multihost_utils
 
     leaves = {

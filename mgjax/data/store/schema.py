@@ -50,7 +50,7 @@ class Encoded:
     """What made an encoded dataset, in which every clip is one window as training takes it (`latents.py`)."""
 
     model: str  # whose convention the actions are in
-    weights: str  # mark of the encoders (`mgjax.train.latents.weights_mark`)
+    weights: str  # mark of the encoders (`mgjax.feeds.encode_dataset.weights_mark`)
     frames: int  # of every window
     compute: str  # dtype that the encoders computed in
     values: str  # dtype that latents, condition and features are stored in

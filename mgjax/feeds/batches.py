@@ -1,0 +1,153 @@
+"""Batches for the stages: windows of recordings, encoded now or by `mgjax data encode`, or clips held in memory.
+
+A feed's state is how many clips all processes have taken, so a run continues at the same clip on any number of hosts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mgjax.config import WorldConfig
+from mgjax.data.play.agents import make_agent
+from mgjax.data.play.engines import make_engine
+from mgjax.data.record import record_clip, schema_of
+from mgjax.data.store.feed import Window, windows
+from mgjax.data.store.schema import to_model
+from mgjax.errors import InputError
+from mgjax.feeds.encode import encode_clips
+from mgjax.feeds.encode_dataset import LatentFeed, is_encoded, latent_items
+from mgjax.io.files import atomic_path
+from mgjax.train_config import TrainConfig
+from mgjax.types import ClipBatch, VideoBatch
+
+_PART = 16  # clips played and encoded at a time
+
+MakeFeed = Callable[[slice, int], Any]  # (rows of this process, clips of the whole batch) -> its feed
+
+
+def make(
+    cfg: TrainConfig, spec: ClipBatch | VideoBatch, dtype: str, frozen: dict, cache: Path
+) -> tuple[MakeFeed, Callable[[slice, int], Any] | None]:
+    """The training feed of a stage that takes batches of shapes `spec`, and its held-out clips (rows, batch) -> clips,
+    if there are any.
+
+    `frozen` holds the "vae" and "clip" that encode clips for the DiT's stages; the autoencoder's stage has none. Played
+    clips are kept in the folder `cache`, which belongs to these weights.
+
+    Raises:
+        InputError: the recordings do not fit the world or are too short for the stage, or latents are of other weights.
+    """
+    pixels = isinstance(spec, VideoBatch)
+    frames = spec.video.shape[1] if pixels else spec.actions.keyboard.shape[1]
+    encode = videos if pixels else clip_encoder(cfg.world, frozen, dtype)
+    if cfg.data.path is None:
+        how = frames, encode, jax.tree.structure(spec), cache
+        train = _played(cfg, cfg.data.clips, cfg.data.seed, *how)
+        held_out = _played(cfg, cfg.data.validation_clips, cfg.data.seed + 1, *how)
+        return (
+            lambda rows, batch: MemoryFeed(train, rows, batch, cfg.data.seed),
+            lambda rows, batch: next(MemoryFeed(held_out, rows, batch, 0)),
+        )
+
+    def recordings(path: str, seed: int) -> MakeFeed:
+        encoded = is_encoded(path)
+        if encoded and pixels:
+            raise InputError(f"{path} holds latents, and stage vae trains on pictures: name the recordings")
+
+        def feed(rows: slice, batch: int) -> EncodedFeed | LatentFeed:
+            own = rows.stop - rows.start
+            reader = {"process_index": rows.start // own, "process_count": batch // own}
+            reading = {"seed": seed, "cfg": cfg.world, "threads": cfg.data.num_threads}
+            if encoded:
+                return latent_items([path], frames, own, params=frozen, **reading, **reader)
+            return EncodedFeed(windows([path], frames, own, **reading, **reader), encode)
+
+        return feed
+
+    train = recordings(cfg.data.path, cfg.data.seed)
+    if cfg.data.validation_path is None:
+        return train, None
+    validation = recordings(cfg.data.validation_path, 0)
+    return train, lambda rows, batch: next(validation(rows, batch))
+
+
+def _played(cfg: TrainConfig, count: int, seed: int, frames: int, encode: Callable, structure: Any, cache: Path) -> Any:
+    """`count` clips of the config's engine as the stage takes them, from `cache` if they were played before."""
+    what = f"{cfg.data.engine}-{cfg.data.agent}-{frames}-{count}-{seed}"
+    path = cache / f"{what}.npz"
+    engine = make_engine(cfg.data.engine, size=(cfg.world.height, cfg.world.width))
+    agent = make_agent(cfg.data.agent, engine)
+    schema = schema_of(engine, cfg.data.engine, {}, cfg.data.mouse_scale)
+
+    def window(episode: int) -> Window:
+        clip = record_clip(engine, agent, seed, episode, frames)
+        return Window(clip.frames, *to_model(clip.keyboard, clip.mouse, schema, cfg.world))
+
+    def part(start: int) -> Any:
+        windows = map(window, range(start, min(start + _PART, count)))
+        return jax.device_get(encode(jax.tree.map(lambda *leaves: np.stack(leaves), *windows)))
+
+    if not path.exists():
+        parts = [jax.tree.leaves(part(start)) for start in range(0, count, _PART)]
+        with atomic_path(path) as temporary:
+            np.savez(temporary, *(np.concatenate(leaves) for leaves in zip(*parts, strict=True)))
+    with np.load(path) as arrays:
+        return jax.tree.unflatten(structure, [arrays[name] for name in arrays.files])
+
+
+class MemoryFeed:
+    """Shuffled batches of `items`, numpy arrays with the clips on axis 0; every epoch has an order of its own."""
+
+    def __init__(self, items: Any, rows: slice, batch: int, seed: int):
+        self._items, self._rows, self._batch, self._seed, self._position = items, rows, batch, seed, 0
+        self._count = len(jax.tree.leaves(items)[0])
+
+    def __next__(self) -> Any:
+        places = self._position + np.arange(self._batch)[self._rows]
+        self._position += self._batch
+        chosen = np.asarray([self._order(place // self._count)[place % self._count] for place in places])
+        return jax.tree.map(lambda leaf: leaf[chosen], self._items)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self._seed, epoch)).permutation(self._count)
+
+    def get_state(self) -> dict:
+        return {"position": self._position}
+
+    def set_state(self, state: dict) -> None:
+        self._position = int(state["position"])
+
+
+class EncodedFeed:
+    """Windows of a recording (`mgjax.data.store.feed.windows`), each batch passed through `encode`."""
+
+    def __init__(self, windows: Iterator[Window], encode: Callable[[Window], Any]):
+        self._windows, self._encode = windows, encode
+
+    def __next__(self) -> Any:
+        return jax.device_get(self._encode(next(self._windows)))
+
+    def get_state(self) -> dict:
+        return self._windows.get_state()
+
+    def set_state(self, state: dict) -> None:
+        self._windows.set_state(state)
+
+
+def videos(window: Window) -> VideoBatch:
+    """What the autoencoder's stage takes."""
+    return VideoBatch(np.asarray(window.frames, np.float32) / 127.5 - 1)
+
+
+def clip_encoder(world: WorldConfig, params: dict, dtype: str) -> Callable[[Window], ClipBatch]:
+    """Windows -> what the DiT's stages take, by the frozen "vae" and "clip" of `params`; on one device a process."""
+    device = jax.local_devices()[0]
+    params = jax.device_put({name: params[name] for name in ("vae", "clip")}, device)
+    encode = jax.jit(lambda params, window: encode_clips(params, world, *window, dtype=jnp.dtype(dtype)))
+    return lambda window: encode(params, jax.device_put(window, device))

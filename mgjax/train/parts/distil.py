@@ -1,0 +1,128 @@
+"""What Self-Forcing and long tuning share: generator, frozen teacher and critic, their losses and their update."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from mgjax.diffusion.dmd import Score, critic_loss, dmd_loss, draw_score, noised, posterior_mean
+from mgjax.diffusion.flow import guided
+from mgjax.models import dit
+from mgjax.models.graft import count_actions
+from mgjax.train.parts.fit import starting_weights
+from mgjax.train.parts.lora import tuning
+from mgjax.train.parts.network import Network, bidirectional, cast, null_actions
+from mgjax.train.parts.optim import gradients, make_optimizer, start_ema, update, update_ema
+from mgjax.train.stage import Metrics, Params, TrainState
+from mgjax.train_config import SelfForcingStage
+from mgjax.types import ClipBatch
+
+
+class Distillation(NamedTuple):
+    """Functions of one pair of networks; latents are scored as a clip that begins at frame `start` of `clips`."""
+
+    init: Callable[[Array, dict], TrainState]
+    draw: Callable[[Array, tuple[int, ...]], Score]
+    generator_loss: Callable[..., tuple[Array, Metrics]]
+    """(state, x, clips, score, start=0, weight=None) -> (loss, metrics); `weight` [b, t] marks the frames that
+    count."""
+    critic_loss: Callable[..., tuple[Array, Metrics]]
+    """(state, critic parameters, x, clips, score, start=0, weight=None) -> (loss, metrics)"""
+    step: Callable[..., tuple[TrainState, Metrics]]
+    """(state, generator loss, its batch, critic loss, its batch) -> (state, metrics)"""
+    weights: Callable[[TrainState], Params]
+    """state -> the generator that is handed on: its EMA where there is one"""
+    export: Callable[[TrainState], dict]
+
+
+def distillation(cfg: SelfForcingStage, net: Network) -> Distillation:
+    """Teacher, critic and generator of one stage; the critic starts as a copy of the teacher."""
+    optimizer, critic_optimizer = make_optimizer(cfg.optimizer), make_optimizer(cfg.critic)
+    tune = tuning(cfg.lora)
+
+    def init(key: Array, pretrained: dict) -> TrainState:
+        if "teacher" not in pretrained:
+            raise ValueError("Self-Forcing needs the foundation model as its teacher")
+        params, base = tune.start(jax.random.fold_in(key, 1), starting_weights(key, net.dit, pretrained.get("dit")))
+        teacher = stacked_teacher(pretrained["teacher"], net)
+        critic, _ = tune.start(jax.random.fold_in(key, 2), jax.tree.map(jnp.copy, teacher))
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            key=jax.random.key_data(key),
+            params=params,
+            opt_state=optimizer.init(params),
+            ema=start_ema(cfg.ema, params),
+            base=base,
+            teacher=cast(teacher, net.dtype),
+            critic=critic,
+            critic_opt_state=critic_optimizer.init(critic),
+        )
+
+    def draw(key: Array, shape: tuple[int, ...]) -> Score:
+        return draw_score(key, shape, cfg.shift, cfg.score_range)
+
+    def generator_loss(state, x, clips: ClipBatch, score: Score, start: Int[Array, ""] | int = 0, weight=None):
+        velocity = bidirectional(net, start)
+        x_t = noised(jax.lax.stop_gradient(x), score)
+
+        def mean(weights, clips):
+            return posterior_mean(x_t, velocity(weights, x_t, score.sigma, clips), score)
+
+        fake = mean(tune.merge(state.critic, state.teacher), clips)
+        real = mean(state.teacher, clips)
+        if cfg.guidance != 1:
+            real = guided(real, mean(state.teacher, null_actions(clips)), cfg.guidance)
+        return dmd_loss(x, fake, real, weight), {"score_gap": jnp.abs(fake - real).mean()}
+
+    def loss_of_critic(state, critic, x, clips: ClipBatch, score: Score, start: Int[Array, ""] | int = 0, weight=None):
+        velocity = bidirectional(net, start)(tune.merge(critic, state.teacher), noised(x, score), score.sigma, clips)
+        return critic_loss(velocity, x, score, weight), {}
+
+    def step(state: TrainState, generator: Callable, piece: Any, critic: Callable, critic_piece: Any):
+        def train(_):
+            grads, metrics = gradients(generator, state.params, piece, cfg.accumulate)
+            params, opt_state, norm = update(optimizer, grads, state.params, state.opt_state)
+            ema = update_ema(cfg.ema, state.ema, params, state.step)
+            return (params, opt_state, ema), {**metrics, **norm}
+
+        def rest(_):
+            shapes = jax.eval_shape(train, None)[1]
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+            return (state.params, state.opt_state, state.ema), zeros
+
+        updated = state.step % cfg.ratio == 0
+        (params, opt_state, ema), metrics = jax.lax.cond(updated, train, rest, None)
+        grads, critic_metrics = gradients(critic, state.critic, critic_piece, cfg.accumulate)
+        trained, critic_opt_state, norm = update(critic_optimizer, grads, state.critic, state.critic_opt_state)
+        state = state._replace(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema=ema,
+            critic=trained,
+            critic_opt_state=critic_opt_state,
+        )
+        names = {f"generator_{name}": value for name, value in metrics.items()}
+        return state, {**critic_metrics, **norm, **names, "generator_updated": updated.astype(jnp.float32)}
+
+    def weights(state: TrainState) -> Params:
+        return tune.merge(state.params if state.ema is None else state.ema, state.base)
+
+    return Distillation(
+        init=init,
+        draw=draw,
+        generator_loss=generator_loss,
+        critic_loss=loss_of_critic,
+        step=step,
+        weights=weights,
+        export=lambda state: {"dit": dit.unstack(weights(state), net.dit)},
+    )
+
+
+def stacked_teacher(teacher: Params, net: Network) -> Params:
+    """The foundation model, stacked; it may have more action modules than the student. Buffers of its own."""
+    cfg = replace(net.dit, num_action_layers=count_actions(teacher))
+    return starting_weights(jax.random.key(0), cfg, teacher)

@@ -1,0 +1,125 @@
+"""The DiT over whole clips, as losses want it: functions (parameters, x, sigma, clips) -> velocity, everything else
+bound.
+
+Parameters are stacked and float32; they are cast to the compute dtype here, so gradients arrive in float32.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from mgjax.config import AttentionKind, DiTConfig, WorldConfig
+from mgjax.diffusion.flow import timestep
+from mgjax.models import dit
+from mgjax.models.context import Context
+from mgjax.models.masks import block_causal, teacher_forcing
+from mgjax.train.stage import Params
+from mgjax.types import Actions, ClipBatch
+from mgjax.world import condition_channels
+
+Velocity = Callable[[Params, Array, Array, ClipBatch], Array]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A DiT and how it computes."""
+
+    dit: DiTConfig
+    stride: int  # pixel frames a latent frame
+    dtype: Any = jnp.float32
+    attention: AttentionKind = "xla"
+
+
+def network_of(world: WorldConfig, dtype: str, attention: AttentionKind, **changes) -> Network:
+    """The world's DiT with `changes` of its config."""
+    return Network(replace(world.dit, **changes), world.vae.temporal_stride, jnp.dtype(dtype), attention)
+
+
+def cast(params: Params, dtype) -> Params:
+    """Floating leaves in `dtype`."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, params)
+
+
+def null_actions(clips: ClipBatch) -> ClipBatch:
+    """The clips with every key released and a mouse at rest, which is what stands for "no condition"."""
+    return clips._replace(actions=jax.tree.map(jnp.zeros_like, clips.actions))
+
+
+def context(net: Network, actions: Actions, start: Int[Array, ""] | int, frames: int) -> Context:
+    """Context of the latent frames from `start` on of clips whose rows `actions` [b, 4 (t - 1) + 1] begin at frame 0.
+
+    Their positions count from `start`: to a network that is shown a window, the window is a clip.
+    """
+    action, stride = net.dit.action, net.stride
+    early = stride * action.window
+
+    def rows(part):
+        part = jnp.concatenate([jnp.repeat(part[:, :1], early, 1), part.astype(jnp.float32)], 1)
+        return jax.lax.dynamic_slice_in_dim(part, stride * start, stride * (frames - 1) + early, 1)
+
+    position = jnp.broadcast_to(jnp.arange(frames), (actions.keyboard.shape[0], frames))
+    return dit.prepare(net.dit, position, Actions(*map(rows, actions)), stride)
+
+
+def conditions(net: Network, clips: ClipBatch, start: Int[Array, ""] | int, frames: int) -> Float[Array, "b t h w m"]:
+    """Mask and image condition of the latent frames from `start` on."""
+    position = jnp.broadcast_to(start + jnp.arange(frames), (clips.condition.shape[0], frames))
+    return condition_channels(net.dit, clips.condition, position)
+
+
+def bidirectional(net: Network, start: Int[Array, ""] | int = 0) -> Velocity:
+    """Every frame sees every frame: foundation, teacher and critic. `sigma` [b]; `x` is the clips from frame `start`
+    on."""
+    return _whole(net, lambda frames: None, start)
+
+
+def causal(net: Network) -> Velocity:
+    """One pass in which chunks see the past as it is in `x`: noisy (diffusion forcing). `sigma` [b, t]."""
+    return _whole(net, lambda frames: block_causal(net.dit, frames), 0)
+
+
+def _whole(net: Network, mask_of: Callable[[int], np.ndarray | None], start) -> Velocity:
+    def velocity(params, x, sigma, clips):
+        frames = x.shape[1]
+        time = timestep(sigma if sigma.ndim == 2 else sigma[:, None])
+        given = (conditions(net, clips, start, frames), clips.features, context(net, clips.actions, start, frames))
+        mask = mask_of(frames)
+        return dit.forward(cast(params, net.dtype), net.dit, x, time, *given, mask, net.dtype, net.attention)
+
+    return velocity
+
+
+def forced(net: Network, past: Float[Array, "b t h w c"], detached: bool = False) -> Velocity:
+    """Chunks see the clean `past` of their clips at timestep 0 (teacher forcing): one pass over [past, x]. `sigma` [b,
+    t].
+
+    `detached`: no gradient flows into how the clean half's keys and values are computed, as in a stream's cache.
+    """
+    frames = past.shape[1]
+    mask = teacher_forcing(net.dit, frames)
+
+    def twice(tree):
+        return jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf], 1), tree)
+
+    def velocity(params, x, sigma, clips):
+        out = dit.forward(
+            cast(params, net.dtype),
+            net.dit,
+            jnp.concatenate([past, x], 1),
+            timestep(jnp.concatenate([jnp.zeros_like(sigma), sigma], 1)),
+            twice(conditions(net, clips, 0, frames)),
+            clips.features,
+            twice(context(net, clips.actions, 0, frames)),
+            mask,
+            net.dtype,
+            net.attention,
+            detached=frames if detached else 0,
+        )
+        return out[:, frames:]
+
+    return velocity

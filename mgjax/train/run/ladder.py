@@ -1,0 +1,204 @@
+"""A run of a ladder on disk: which weights a stage starts from, which clips it sees, and what it leaves.
+
+OUT/STAGE/checkpoints   the state, to go on from            OUT/STAGE/metrics.jsonl, tensorboard, summary.json,
+OUT/STAGE/weights       the result, as `mgjax` loads it        curves.png, samples: what there is to look at
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mgjax import checkpoint, sharding
+from mgjax.config import WorldConfig
+from mgjax.errors import InputError
+from mgjax.eval.samples import sampler
+from mgjax.eval.verdict import measure_control
+from mgjax.feeds import batches
+from mgjax.models import clip, dit, taehv, vae
+from mgjax.models.graft import count_actions
+from mgjax.train.run import loop
+from mgjax.train.run.report import write_summary
+from mgjax.train.stages import make_stage
+from mgjax.train.stages.autoencoder import measured
+from mgjax.train_config import TrainConfig, fingerprint
+
+AUTOENCODERS = ("vae", "taehv")
+_INIT = {"dit": dit.init, "vae": vae.init, "taehv": taehv.init, "clip": clip.init}
+
+
+def train_stage(cfg: TrainConfig, name: str, out: Path, *, resume: bool) -> bool:
+    """Trains stage `name` of `cfg` in `out / name`; False if it was told to leave before its end.
+
+    Raises:
+        InputError: what the stage starts from is missing, or see `loop.run`.
+    """
+    folder, result = out / name, out / name / "weights"
+    if resume and result.is_dir():
+        return True
+    if getattr(cfg, name).attention == "cudnn" and jax.default_backend() != "gpu":
+        raise InputError(f"attention=cudnn needs an NVIDIA GPU: pass {name}.attention=tiled")
+    parents = find_parents(cfg, name, out)
+    cfg = with_measured_latents(cfg, parents)
+    stage_cfg = getattr(cfg, name)
+    mesh = sharding.make_mesh(cfg.mesh)
+    try:
+        stage = make_stage(name, cfg)
+    except ValueError as error:
+        raise InputError(f"stage {name}: {error}") from None
+    given = {} if name == "vae" else frozen(cfg, parents, ("vae", "clip"))
+    cache = out / "clips" / ("pixels" if name in AUTOENCODERS else _mark(parents["vae"]))
+    make_feed, held_out = batches.make(cfg, stage.batch_spec(1), stage_cfg.dtype, given, cache)
+    shapes = {key: _shapes(path, _component(key)) for key, path in parents.items() if key in _needs(name)}
+    job = loop.Job(
+        stage=stage,
+        steps=stage_cfg.steps,
+        batch=stage_cfg.batch,
+        seed=stage_cfg.seed,
+        mesh=mesh,
+        feed=make_feed,
+        fingerprint=fingerprint(cfg, name),
+        pretrained=shapes,
+        load=lambda shapes: {key: _load(parents[key], _component(key), shapes[key]) for key in shapes},
+        held_out=held_out,
+        sample=held_out and sampler(name, stage_cfg, cfg.world, stage, given, held_out, mesh),
+    )
+    began = time.monotonic()
+    state, finished = loop.run(job, cfg.run, folder, resume=resume)
+    if finished:
+        exported = write_weights(cfg, name, jax.jit(stage.export)(state), state, parents, result)
+        if jax.process_index() == 0:
+            facts = {"steps": stage_cfg.steps, "seconds": time.monotonic() - began, "mesh": dict(mesh.shape)}
+            if "dit" in exported and held_out and cfg.run.control_clips:
+                clips = held_out(slice(0, cfg.run.control_clips), cfg.run.control_clips)
+                facts["control"] = measure_control(cfg, name, exported["dit"], clips)._asdict()
+            write_summary(folder, cfg, name, facts)
+    return finished
+
+
+def _mark(folder: Path) -> str:
+    """A name for the weights in `folder`."""
+    return sha256((folder / checkpoint.CHECKSUMS).read_bytes()).hexdigest()[:12]
+
+
+def find_parents(cfg: TrainConfig, name: str, out: Path) -> dict[str, Path]:
+    """The checkpoints that hold what stage `name` starts from: "dit", "teacher", "taehv", and "vae", which has "clip"
+    beside it.
+
+    Raises:
+        InputError: an earlier stage of the ladder has not been trained, or the teacher is nowhere.
+    """
+    before = []
+    for stage in cfg.stages():
+        if stage == name:
+            break
+        before.append(stage)
+    for stage in before:
+        if not (out / stage / "weights").is_dir():
+            raise InputError(f"stage {name} starts from stage {stage}, which is not trained in {out}: run it first")
+    parents = {}
+    given = Path(cfg.weights) if cfg.weights else None
+    encoders = [stage for stage in before if stage in AUTOENCODERS]
+    if encoders:
+        parents["vae"] = out / encoders[-1] / "weights"
+    elif given:
+        parents["vae"] = given
+    if name == "taehv" and given and "taehv" in checkpoint.components(given):
+        parents["taehv"] = given
+    students = [stage for stage in before if stage not in AUTOENCODERS]
+    if students:
+        parents["dit"] = out / students[-1] / "weights"
+    elif given and "dit" in checkpoint.components(given):
+        parents["dit"] = given
+    if "foundation" in before:
+        parents["teacher"] = out / "foundation" / "weights"
+    elif cfg.teacher:
+        parents["teacher"] = Path(cfg.teacher)
+    if name in ("self_forcing", "long") and "teacher" not in parents:
+        raise InputError(f"stage {name} needs a foundation stage in the ladder, or the config's `teacher`")
+    return parents
+
+
+def with_measured_latents(cfg: TrainConfig, parents: dict[str, Path]) -> TrainConfig:
+    """`cfg` with the latent statistics that stand beside the autoencoder it uses."""
+    if "vae" not in parents:
+        return cfg
+    world = dataclasses.replace(cfg.world, vae=checkpoint.read_config(parents["vae"]).vae)
+    return dataclasses.replace(cfg, world=world)
+
+
+def frozen(cfg: TrainConfig, parents: dict[str, Path], names: tuple[str, ...]) -> dict[str, Any]:
+    """Components that no stage after the autoencoder's trains; a CLIP tower that was never trained is random."""
+    found = {}
+    for name in names:
+        if "vae" in parents and name in checkpoint.components(parents["vae"]):
+            found[name] = checkpoint.load(parents["vae"], name)
+        elif name == "vae":
+            raise InputError("the ladder needs a vae stage, or `weights` that hold a vae")
+        else:
+            found[name] = _random(cfg.world, name)
+    return found
+
+
+def _random(world: WorldConfig, name: str) -> dict:
+    return jax.jit(lambda: _INIT[name](jax.random.key(0), getattr(world, name)))()
+
+
+def write_weights(
+    cfg: TrainConfig, name: str, exported: dict, state: Any, parents: dict[str, Path], folder: Path
+) -> dict:
+    """Writes what a stage exports and the frozen components, as a checkpoint that `mgjax generate` takes; returns what
+    the stage exports as it is on this host."""
+    world = cfg.world
+    if name == "vae":
+        world = dataclasses.replace(world, vae=measured(world.vae, state))
+    if "dit" in exported:
+        layers = count_actions(exported["dit"])
+        window = {"window": None, "sink": 0} if name == "foundation" else {}
+        world = dataclasses.replace(world, dit=dataclasses.replace(world.dit, num_action_layers=layers, **window))
+    gathered = jax.tree.map(_whole, exported)
+    if jax.process_index() == 0:
+        rest = tuple(key for key in ("vae", "clip", "taehv") if key not in exported)
+        checkpoint.save(folder, world, {**frozen(cfg, parents, rest), **gathered}, overwrite=True)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(f"{name} weights")
+    return gathered
+
+
+def _whole(leaf: jax.Array) -> np.ndarray:
+    """The leaf on this host, wherever its parts lie."""
+    if leaf.is_fully_addressable:
+        return np.asarray(leaf)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(leaf, tiled=True)
+
+
+def _needs(name: str) -> tuple[str, ...]:
+    """The parents whose parameters `Stage.init` takes."""
+    if name in AUTOENCODERS:
+        return ("vae", "taehv")
+    return ("dit", "teacher") if name in ("self_forcing", "long") else ("dit",)
+
+
+def _component(parent: str) -> str:
+    return "dit" if parent == "teacher" else parent
+
+
+def _shapes(folder: Path, component: str) -> dict:
+    """Shapes of a component of a checkpoint, in float32."""
+    cfg = getattr(checkpoint.read_config(folder), component)
+    return jax.eval_shape(lambda key: _INIT[component](key, cfg), jax.random.key(0))
+
+
+def _load(folder: Path, component: str, shapes: dict) -> dict:
+    places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    return checkpoint.load(folder, component, dtype=np.float32, sharding=places)

@@ -1,0 +1,267 @@
+"""The loop that runs any stage: sharded steps, checkpoints, metrics. It holds no algorithm.
+
+Step s + 1 is dispatched before the metrics of step s are fetched, so the devices never wait for the host. All that
+decides a run's numbers is in the state, the feed's position and the config; a resumed run therefore goes on as if
+it had never stopped, also on another mesh.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mgjax import flops, sharding
+from mgjax.errors import InputError
+from mgjax.io.files import atomic_path
+from mgjax.train.run.checkpoints import Checkpoints
+from mgjax.train.run.log import Log
+from mgjax.train.run.processes import Stop
+from mgjax.train.stage import Stage, TrainState
+from mgjax.train_config import RunConfig
+
+
+class Feed(Protocol):
+    """An endless iterator of this process's rows of each batch, as numpy arrays."""
+
+    def __next__(self) -> Any: ...
+
+    def get_state(self) -> dict:
+        """JSON-able, and the same on every process: how much all of them have taken."""
+        ...
+
+    def set_state(self, state: dict) -> None: ...
+
+
+class Job(NamedTuple):
+    """One stage and what it runs on."""
+
+    stage: Stage
+    steps: int
+    batch: int  # clips a step over all devices
+    seed: int
+    mesh: Mesh
+    feed: Callable[[slice, int], Feed]  # (rows of this process, clips of the whole batch) -> its feed
+    fingerprint: str  # of what may not change when a run is resumed
+    pretrained: dict = {}  # noqa: RUF012  shapes of what `stage.init` starts from
+    load: Callable[[dict], dict] = lambda shapes: {}  # reads it, laid out as the shapes say; a resumed run does not
+    held_out: Callable[[slice, int], Any] | None = None  # this process's rows of the validation batch
+    sample: Callable[[TrainState, Path], None] | None = None  # writes sample videos into a folder
+
+
+class Result(NamedTuple):
+    state: TrainState
+    finished: bool  # False when the job was told to leave; it saved first
+
+
+def run(job: Job, cfg: RunConfig, folder: Path, *, resume: bool) -> Result:
+    """Trains `job` to its last step and leaves its checkpoints and metrics in `folder`.
+
+    Raises:
+        InputError: the folder holds a run and `resume` is False, the run there is of another config, the batch does not
+            fit the mesh, or too many steps were not finite.
+    """
+    checkpoints = Checkpoints(folder / "checkpoints", cfg.keep)
+    if not resume and checkpoints.steps():
+        raise InputError(f"{folder} holds a run already: continue it with --resume, or choose another --out")
+    layout = sharding.batch_sharding(job.mesh)
+    feed = job.feed(sharding.local_rows(layout, job.batch), job.batch)
+    state, nonfinite = _begin(job, checkpoints, feed)
+    start = int(state.step)
+    step_program = jit_step(job.stage, job.mesh, state)
+    prepare, evaluate = _preparer(job), _evaluator(job)
+    with Log(folder, job.stage.name, start, job.steps, active=jax.process_index() == 0) as log, Stop() as stop:
+        watch = _Watch(job, cfg, folder, log, nonfinite, _work(job, state))
+        if evaluate and start == 0:
+            log.write(0, "validation", _fetch(evaluate(state)))
+        for step in range(start + 1, job.steps + 1):
+            rows = next(feed)
+            with jax.set_mesh(job.mesh):
+                state, metrics = step_program(state, prepare(step, sharding.place(rows, layout, job.batch)))
+            watch.saw(step, metrics, rows)
+            last, leave = step == job.steps, stop.wanted(step)
+            if leave or last or _due(step, cfg.save_every, last):
+                watch.settle()
+                extra = {"feed": feed.get_state(), "fingerprint": job.fingerprint, "nonfinite": watch.nonfinite}
+                checkpoints.save(step, state, extra)
+            if leave and not last:
+                checkpoints.finish()
+                return Result(state, finished=False)
+            if evaluate and _due(step, cfg.validate_every, last):
+                log.write(step, "validation", _fetch(evaluate(state)))
+            if job.sample and _due(step, cfg.sample_every, last):
+                job.sample(state, folder / "samples" / f"{step:08d}")
+        watch.settle()
+        checkpoints.finish()
+    return Result(state, finished=True)
+
+
+def _due(step: int, every: int, last: bool) -> bool:
+    return every > 0 and (last or step % every == 0)
+
+
+def abstract_state(stage: Stage, mesh: Mesh, pretrained: dict) -> TrainState:
+    """Shapes and shardings of a stage's state, from the shapes of `pretrained`; nothing is computed."""
+    shapes = jax.eval_shape(stage.init, jax.random.key(0), pretrained)
+    return sharding.with_shardings(shapes, sharding.tree_shardings(shapes, mesh))
+
+
+def guarded(step: Callable) -> Callable:
+    """`step`, except that one with a metric that is not finite changes nothing but the step's number."""
+
+    def guard(state, batch):
+        after, metrics = step(state, batch)
+        finite = jnp.stack([jnp.isfinite(value).all() for value in metrics.values()]).all()
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+        return kept._replace(step=after.step), metrics
+
+    return guard
+
+
+def jit_step(stage: Stage, mesh: Mesh, state: TrainState) -> Callable:
+    """The stage's step over the mesh: the state stays where it is and is donated, the batch lies over data and fsdp.
+
+    `state` may be shapes with shardings.
+    """
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(
+        guarded(stage.step),
+        in_shardings=(layout, sharding.batch_sharding(mesh)),
+        out_shardings=(layout, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def _begin(job: Job, checkpoints: Checkpoints, feed: Feed) -> tuple[TrainState, int]:
+    """The newest checkpoint that verifies, with the feed set to its place; else a new state."""
+    pretrained = sharding.with_shardings(job.pretrained, sharding.tree_shardings(job.pretrained, job.mesh))
+    abstract = abstract_state(job.stage, job.mesh, pretrained)
+    found = checkpoints.newest()
+    if found is None:
+        layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        init = jax.jit(lambda seed, given: job.stage.init(jax.random.key(seed), given), out_shardings=layout)
+        return init(np.uint32(job.seed), job.load(pretrained)), 0
+    step, extra = found
+    if extra["fingerprint"] != job.fingerprint:
+        raise InputError(
+            f"{checkpoints.folder.parent} was trained with another config: resume with that, or choose another --out"
+        )
+    feed.set_state(extra["feed"])
+    return checkpoints.load(step, abstract), extra["nonfinite"]
+
+
+def _preparer(job: Job) -> Callable[[int, Any], Any]:
+    """(step, clips) -> what the step takes: `stage.prepare` with a key of its own for each step, or the clips."""
+    if job.stage.prepare is None:
+        return lambda step, clips: clips
+    given = job.load(sharding.with_shardings(job.pretrained, sharding.tree_shardings(job.pretrained, job.mesh)))
+
+    def prepare(given, clips, seed, step):
+        return job.stage.prepare(given, clips, jax.random.fold_in(jax.random.key(seed), step))
+
+    program = jax.jit(prepare, out_shardings=sharding.batch_sharding(job.mesh))
+    return lambda step, clips: program(given, clips, np.uint32(job.seed), np.uint32(step))
+
+
+def _evaluator(job: Job) -> Callable[[TrainState], dict] | None:
+    """`stage.evaluate` on the held-out batch, which is read when first needed."""
+    if job.held_out is None:
+        return None
+    layout = sharding.batch_sharding(job.mesh)
+    program = jax.jit(job.stage.evaluate, out_shardings=sharding.replicated(job.mesh))
+    held_out = []
+
+    def evaluate(state):
+        if not held_out:
+            held_out.append(
+                sharding.place(job.held_out(sharding.local_rows(layout, job.batch), job.batch), layout, job.batch)
+            )
+        with jax.set_mesh(job.mesh):
+            return program(state, held_out[0])
+
+    return evaluate
+
+
+def _work(job: Job, state: TrainState) -> float | None:
+    """Seconds that a step would take at the peak of the mesh's devices; None where that is not known."""
+    peak = flops.peak(job.mesh.devices.flat[0])
+    if peak is None:
+        return None
+    return flops.count(job.stage.step, state, job.stage.batch_spec(job.batch)) / (peak * job.mesh.size)
+
+
+def _fetch(metrics: dict) -> dict[str, float]:
+    return {name: float(value) for name, value in jax.device_get(metrics).items()}
+
+
+class _Watch:
+    """Fetches each step's metrics once the next step is under way, logs their means, and counts what is not finite.
+
+    Steps that leave the generator alone have no say in the means of "generator_..." metrics.
+    """
+
+    def __init__(self, job: Job, cfg: RunConfig, folder: Path, log: Log, nonfinite: int, work: float | None):
+        self.job, self.cfg, self.folder, self.log, self.nonfinite = job, cfg, folder, log, nonfinite
+        self._work = work  # seconds that a step would take at the devices' peak
+        self._pending = None
+        self._sums: dict[str, tuple[float, int]] = {}  # of this interval, and of how many steps
+        self._since = None  # when the first step of this interval was done; the very first compiles and is left out
+
+    def saw(self, step: int, metrics: dict, rows: Any) -> None:
+        self.settle()
+        self._pending = step, metrics, rows
+
+    def settle(self) -> None:
+        """Deals with the step before the last one seen, and with the last."""
+        if self._pending is None:
+            return
+        (step, metrics, rows), self._pending = self._pending, None
+        values = _fetch(metrics)
+        if not all(map(math.isfinite, values.values())):
+            self._not_finite(step, values, rows)
+        elif values.get("generator_updated") == 0:
+            self._add({name: value for name, value in values.items() if not name.startswith("generator_")})
+        else:
+            self._add(values)
+        if step % self.cfg.log_every == 0 or step == self.job.steps:
+            self._report(step)
+
+    def _add(self, values: dict) -> None:
+        for name, value in values.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = total + value, count + 1
+
+    def _not_finite(self, step: int, values: dict, rows: Any) -> None:
+        self.nonfinite += 1
+        self.log.write(step, "nonfinite", values)
+        if self.nonfinite < self.cfg.max_nonfinite:
+            return
+        path = self.folder / f"batch_{step:08d}_{jax.process_index()}.npz"
+        leaves = jax.tree_util.tree_leaves_with_path(rows)
+        named = {jax.tree_util.keystr(key, simple=True, separator="."): np.asarray(leaf) for key, leaf in leaves}
+        with atomic_path(path) as temporary:
+            np.savez(temporary, **named)
+        bad = ", ".join(name for name, value in values.items() if not math.isfinite(value))
+        raise InputError(
+            f"{bad} was not finite at step {step}, the {self.nonfinite}th such step; its batch is in {path}"
+        )
+
+    def _report(self, step: int) -> None:
+        now = time.monotonic()
+        values = {name: total / count for name, (total, count) in self._sums.items()}
+        if self._since is not None:
+            began, before = self._since
+            rate = (step - before) / (now - began)
+            values |= {"steps_per_s": rate, "clips_per_s": rate * self.job.batch}
+            if self._work:
+                values["mfu"] = rate * self._work
+        self.log.write(step, "train", {**values, "nonfinite": self.nonfinite})
+        self.log.show(step, values)
+        self._since, self._sums = (now, step), {}

@@ -1,0 +1,176 @@
+"""What a stage's step will need on a mesh, read from its compiled program; no array is ever made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import time
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from mgjax import flops, sharding
+from mgjax.errors import InputError
+from mgjax.models import dit, vae
+from mgjax.train.run.loop import abstract_state, jit_step
+from mgjax.train.stage import Stage
+from mgjax.train.stages import make_stage
+from mgjax.train_config import FoundationStage, TrainConfig
+from mgjax.world import memory_order
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+_OPERATION = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:body|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+class Plan(NamedTuple):
+    """Of one step. Bytes are of one device."""
+
+    state: int  # parameters, optimisers, EMA, teacher, critic, streams; donated, so it exists once
+    batch: int
+    temporary: int
+    flops: float  # of all devices together
+    collectives: dict[str, tuple[int, int]]  # kind -> (calls, bytes that a device's results hold), loops counted
+    seconds: float  # that tracing and compiling took
+
+    @property
+    def total(self) -> int:
+        return self.state + self.batch + self.temporary
+
+
+HEAD = """\
+| stage | state GB | batch GB | temporary GB | total GB | fits | PFLOP | compile s | collectives a step: calls, GB |
+|---|---|---|---|---|---|---|---|---|"""
+
+
+def row(name: str, needs: Plan, hbm: float) -> str:
+    """One stage as a line of the table under HEAD; `hbm` in GB."""
+    moved = "; ".join(f"{kind} {calls}, {size / 1e9:.1f}" for kind, (calls, size) in needs.collectives.items())
+    sizes = (needs.state, needs.batch, needs.temporary, needs.total)
+    numbers = " | ".join(f"{size / 1e9:.2f}" for size in sizes)
+    fits = "yes" if needs.total <= hbm * 1e9 else "NO"
+    return f"| {name} | {numbers} | {fits} | {needs.flops / 1e15:.3g} | {needs.seconds:.0f} | {moved or 'none'} |"
+
+
+def gpu_devices(target: Path, count: int) -> list:
+    """`count` absent GPUs of one machine, as the XLA description `target` says they are.
+
+    Raises:
+        InputError: no such description, or JAX's CUDA plugin is not installed.
+    """
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(platform="cuda", target_config=target.read_text(), topology=f"1x{count}x1")
+    except OSError as error:
+        raise InputError(f"cannot read {target}: {error.strerror}") from None
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise InputError(f"cannot compile for {target}: {str(error).splitlines()[0]}") from None
+    return list(found.devices)
+
+
+def plan_stage(cfg: TrainConfig, name: str, mesh: Mesh, attention: str | None = None) -> Plan:
+    """The plan of one stage of a ladder. `attention` takes the place of what the config says, if given.
+
+    Raises:
+        InputError: the stage's micro-batches do not split over the mesh.
+    """
+    own = getattr(cfg, name)
+    sharding.check_batch(mesh, own.batch, own.accumulate)
+    if attention is not None:
+        cfg = dataclasses.replace(cfg, **{name: dataclasses.replace(own, attention=attention)})
+    return plan(make_stage(name, cfg), own.batch, mesh, _pretrained(cfg, name))
+
+
+def _pretrained(cfg: TrainConfig, name: str) -> dict:
+    """Shapes of what a stage starts from, as in a run."""
+    if name == "vae":
+        return {"vae": jax.eval_shape(lambda key: vae.init(key, cfg.world.vae), jax.random.key(0))}
+    layers = (cfg.foundation or FoundationStage()).num_action_layers
+    net = cfg.world.dit if layers is None else dataclasses.replace(cfg.world.dit, num_action_layers=layers)
+    teacher = jax.eval_shape(lambda key: dit.init(key, net), jax.random.key(0))
+    return {"dit": teacher, **({"teacher": teacher} if name in ("self_forcing", "long") else {})}
+
+
+def plan(stage: Stage, batch: int, mesh: Mesh, pretrained: dict) -> Plan:
+    """Compiles the step of `stage` for `mesh` and reads its needs. `pretrained` are shapes."""
+    state = abstract_state(stage, mesh, pretrained)
+    layout = sharding.batch_sharding(mesh)
+    clips = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout), stage.batch_spec(batch)
+    )
+    began = time.monotonic()
+    with jax.set_mesh(mesh):
+        program = jit_step(stage, mesh, state)
+        # A CPU stands in for a GPU, whose compiler saves memory in any case.
+        compiled = program.lower(state, clips).compile(memory_order(mesh.devices.flat[0].platform))
+        seconds = time.monotonic() - began
+        operations = flops.count(program, state, clips)
+    memory = compiled.memory_analysis()
+    return Plan(
+        state=_shard_bytes(state),
+        batch=_shard_bytes(clips),
+        temporary=memory.temp_size_in_bytes + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
+        flops=operations,
+        collectives=count_collectives(compiled.as_text()),
+        seconds=seconds,
+    )
+
+
+def _shard_bytes(tree) -> int:
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def count_collectives(hlo: str) -> dict[str, tuple[int, int]]:
+    """Calls and bytes of each kind of collective in a program's text; a loop counts as often as it is known to run.
+
+    The dearer branch of a conditional counts; a loop whose length is decided while it runs counts once.
+    """
+    own: dict[str, Counter] = {}
+    inner: dict[str, list[tuple[list[str], int]]] = {}
+    entry = current = ""
+    for line in hlo.splitlines():
+        if match := _COMPUTATION.match(line):
+            current = match[1]
+            entry = current if line.startswith("ENTRY") else entry
+            own[current], inner[current] = Counter(), []
+        elif not current:
+            continue
+        elif match := _OPERATION.search(line):
+            own[current][match[2], "calls"] += 1
+            own[current][match[2], "bytes"] += _bytes(match[1])
+        elif match := _BRANCHES.search(line):
+            inner[current].append(([name.strip().lstrip("%") for name in match[1].split(",")], 1))
+        else:
+            trips = _TRIPS.search(line)
+            inner[current].extend(([name], int(trips[1]) if trips else 1) for name in _CALLED.findall(line))
+    totals: dict[str, Counter] = {}
+
+    def total(name: str) -> Counter:
+        if name not in totals:
+            result = Counter(own.get(name, ()))
+            for names, times in inner.get(name, ()):
+                dearest = max(map(total, names), key=lambda counter: sum(counter.values()))
+                result.update({key: times * value for key, value in dearest.items()})
+            totals[name] = result
+        return totals[name]
+
+    found = total(entry)
+    return {kind: (found[kind, "calls"], found[kind, "bytes"]) for kind in COLLECTIVES if found[kind, "calls"]}
+
+
+def _bytes(shapes: str) -> int:
+    return sum(
+        _BYTES.get(kind, 4) * math.prod(int(size) for size in sizes.split(",") if size)
+        for kind, sizes in _ARRAY.findall(shapes)
+    )

@@ -1,0 +1,68 @@
+"""Processes of one job: how they find each other and how they stop together.
+
+Every launcher says who takes part in the same way, by three environment variables:
+
+    MGJAX_COORDINATOR=host:port  MGJAX_NUM_PROCESSES=8  MGJAX_PROCESS_ID=0..7
+
+MGJAX_COORDINATOR=auto leaves it to the cluster that JAX finds by itself (TPU VMs). Without them there is one process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import jax
+
+from mgjax.errors import InputError
+
+TERMINATED = 128 + signal.SIGTERM  # exit status of a run that saved because it was told to leave
+
+
+def start(heartbeat_s: int) -> None:
+    """Joins the job that the environment names. When a process of it dies, JAX aborts the others after `heartbeat_s`.
+
+    Raises:
+        InputError: the variables are incomplete.
+    """
+    coordinator = os.environ.get("MGJAX_COORDINATOR")
+    if not coordinator:
+        return
+    if coordinator == "auto":
+        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_s)
+        return
+    try:
+        count, index = (int(os.environ[name]) for name in ("MGJAX_NUM_PROCESSES", "MGJAX_PROCESS_ID"))
+    except (KeyError, ValueError):
+        raise InputError(
+            "MGJAX_COORDINATOR is set, and MGJAX_NUM_PROCESSES and MGJAX_PROCESS_ID must be numbers beside it"
+        ) from None
+    jax.distributed.initialize(coordinator, count, index, heartbeat_timeout_seconds=heartbeat_s)
+
+
+class Stop:
+    """Notices SIGTERM, on whichever process it arrives; all processes agree on the step after which they leave.
+
+    Use as a context manager around a loop.
+    """
+
+    def __enter__(self):
+        self._seen = False
+        if jax.process_count() == 1:
+            self._before = signal.signal(signal.SIGTERM, self._notice)
+        return self
+
+    def __exit__(self, *error):
+        if jax.process_count() == 1:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _notice(self, *_):
+        self._seen = True
+
+    def wanted(self, step: int) -> bool:
+        """True once the job should save and leave; every process asks at every step."""
+        if jax.process_count() == 1:
+            return self._seen
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(step)

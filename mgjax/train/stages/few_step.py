@@ -1,0 +1,149 @@
+"""Stage 3b: from the causal student, which needs many steps, to one that starts well with few (training page 2c and
+2d).
+
+Both methods have the causal student itself as teacher and the clean past in sight: a bidirectional teacher's
+trajectories are no function of what a causal student sees (arXiv:2602.02214).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mgjax.config import WorldConfig
+from mgjax.diffusion.consistency import consistency_loss, grid, nodes, regression_loss, trajectory
+from mgjax.diffusion.flow import clean, guided
+from mgjax.diffusion.schedule import step_sigmas
+from mgjax.models import dit
+from mgjax.train.parts.fit import fit_stage, per_frame
+from mgjax.train.parts.lora import tuning
+from mgjax.train.parts.network import Network, forced, network_of, null_actions
+from mgjax.train.stage import Stage, fold
+from mgjax.train_config import FewStepStage
+from mgjax.types import ClipBatch
+
+
+class PairBatch(NamedTuple):
+    """ODE pairs: where the teacher's trajectories pass the student's levels, and where they end."""
+
+    clips: ClipBatch
+    states: Float[Array, "b k t h w c"]
+    ends: Float[Array, "b t h w c"]
+
+
+class Draws(NamedTuple):
+    noise: Float[Array, "b t h w c"]
+    level: Int[Array, "b t"]  # of the grid, or of the student's list; the same within a chunk
+
+
+def make_stage(cfg: FewStepStage, world: WorldConfig) -> Stage:
+    net = network_of(world, cfg.dtype, cfg.attention)
+    return _regression(cfg, world, net) if cfg.method == "ode" else _consistency(cfg, world, net)
+
+
+def _teacher(cfg: FewStepStage, net: Network, weights, clips: ClipBatch):
+    """The frozen model's velocity (x, sigma [b, t]), guided where the config says so."""
+    velocity = forced(net, clips.latents)
+
+    def at(x, sigma):
+        conditional = velocity(weights, x, sigma, clips)
+        if cfg.guidance == 1:
+            return conditional
+        return guided(conditional, velocity(weights, x, sigma, null_actions(clips)), cfg.guidance)
+
+    return at
+
+
+def _predict(net: Network, weights, clips: ClipBatch):
+    """The prediction of x0 (x, sigma [b, t])."""
+    velocity = forced(net, clips.latents)
+    return lambda x, sigma: clean(x, velocity(weights, x, sigma, clips), sigma)
+
+
+def _draw_levels(key, clips: ClipBatch, net: Network, num: int) -> Int[Array, "b t"]:
+    batch, frames = clips.latents.shape[:2]
+    return per_frame(jax.random.randint(key, (batch, frames // net.dit.chunk), 0, num), net.dit)
+
+
+def _student_levels(world: WorldConfig):
+    return step_sigmas(world.sampler.steps, world.sampler.shift)
+
+
+def _one_step_errors(net: Network, world: WorldConfig):
+    """Held-out mean squared error of x0 predicted from each of the student's levels, the clean past in sight."""
+    levels = _student_levels(world)
+
+    def evaluate(weights, clips):
+        noise = jax.random.normal(jax.random.key(0), clips.latents.shape)
+        predict = _predict(net, weights, clips)
+
+        def one(sigma):
+            x = (1 - sigma) * clips.latents + sigma * noise
+            x0 = predict(x, jnp.full(clips.latents.shape[:2], sigma))
+            return jnp.mean(jnp.square(x0 - clips.latents))
+
+        errors = jax.lax.map(one, jnp.asarray(levels, jnp.float32))
+        named = {f"error_t{1000 * sigma:.0f}": errors[index] for index, sigma in enumerate(levels)}
+        return {"error": errors.mean(), **named}
+
+    return evaluate
+
+
+def _consistency(cfg: FewStepStage, world: WorldConfig, net: Network) -> Stage:
+    levels = jnp.asarray(grid(cfg.grid, cfg.shift, _student_levels(world)), jnp.float32)
+    tune = tuning(cfg.lora)
+
+    def target_of(state):
+        return tune.merge(state.params if state.ema is None else state.ema, state.base)
+
+    def draw(state, clips):
+        return Draws(
+            noise=jax.random.normal(fold(state, "noise"), clips.latents.shape),
+            level=_draw_levels(fold(state, "level"), clips, net, len(levels) - 1),
+        )
+
+    def loss(weights, state, piece):
+        clips, draws = piece
+        value = consistency_loss(
+            _predict(net, weights, clips),
+            _predict(net, target_of(state), clips),
+            _teacher(cfg, net, state.teacher, clips),
+            clips.latents,
+            draws.noise,
+            levels[draws.level],
+            levels[draws.level + 1],
+        )
+        return value, {}
+
+    evaluate = _one_step_errors(net, world)
+    return fit_stage("few_step", cfg, world, net.dit, draw, loss, evaluate, teacher=True)
+
+
+def _regression(cfg: FewStepStage, world: WorldConfig, net: Network) -> Stage:
+    levels = grid(cfg.grid, cfg.shift, _student_levels(world))
+    keep = nodes(levels, _student_levels(world))
+    student = jnp.asarray(levels[keep], jnp.float32)
+
+    def prepare(pretrained, clips, key):
+        velocity = _teacher(cfg, net, dit.stack(pretrained["dit"], net.dit), clips)
+        noise = jax.random.normal(key, clips.latents.shape)
+
+        def at(x, sigma):
+            return velocity(x, jnp.broadcast_to(sigma, x.shape[:2]))
+
+        states, ends = trajectory(at, noise, levels, keep)
+        return PairBatch(clips, jnp.moveaxis(states, 0, 1), ends)
+
+    def draw(state, pairs):
+        return _draw_levels(fold(state, "level"), pairs.clips, net, len(keep))
+
+    def loss(weights, state, piece):
+        pairs, level = piece
+        batch, frames = level.shape
+        x = pairs.states[jnp.arange(batch)[:, None], level, jnp.arange(frames)]
+        x0 = _predict(net, weights, pairs.clips)(x, student[level])
+        return regression_loss(x0, pairs.ends, student[level]), {}
+
+    evaluate = _one_step_errors(net, world)
+    return fit_stage("few_step", cfg, world, net.dit, draw, loss, evaluate, prepare=prepare)

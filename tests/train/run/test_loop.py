@@ -1,0 +1,96 @@
+"""What a run leaves behind, and how it behaves when numbers go wrong. The stage is the toy's."""
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mgjax.errors import InputError
+from mgjax.sharding import make_mesh
+from mgjax.train.run import log, loop, report
+from mgjax.train_config import MeshConfig, RunConfig, TrainConfig
+
+_spec = importlib.util.spec_from_file_location("toy", Path(__file__).parents[1] / "toy.py")
+toy = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(toy)
+
+RUN = RunConfig(log_every=2, save_every=4, validate_every=5, max_nonfinite=2)
+
+
+def job(steps, **changes):
+    return toy.job(make_mesh(MeshConfig()), steps, **changes)
+
+
+def run(folder, steps, cfg=RUN, resume=False, **changes):
+    return loop.run(job(steps, **changes), cfg, folder, resume=resume)
+
+
+def test_metrics_stand_once_a_step_also_after_a_resume(tmp_path):
+    run(tmp_path, 8)
+    with open(tmp_path / metrics.FILE, "a") as file:  # what a killed run wrote after its last checkpoint
+        file.write('{"step": 10, "kind": "train", "loss": 1.0}\n{"step": 12, "ki')
+    run(tmp_path, 12, resume=True)
+    train = [line for line in log.read(tmp_path) if line["kind"] == "train"]
+    assert [line["step"] for line in train] == [2, 4, 6, 8, 10, 12]
+    assert train[-1]["loss"] < train[0]["loss"]
+    assert [line["step"] for line in log.read(tmp_path) if line["kind"] == "validation"] == [0, 5, 8, 10, 12]
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_is_counted(tmp_path):
+    result = run(tmp_path, 6, poison=(2,))
+    assert int(result.state.step) == 6
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(result.state))
+    assert [line["step"] for line in log.read(tmp_path) if line["kind"] == "nonfinite"] == [3]
+    assert log.read(tmp_path)[-2]["nonfinite"] == 1
+
+
+def test_after_a_few_the_run_stops_and_leaves_the_batch(tmp_path):
+    with pytest.raises(InputError, match=r"loss.* was not finite at step 5, the 2th such step"):
+        run(tmp_path, 20, poison=(1, 4))
+    with np.load(tmp_path / "batch_00000005_0.npz") as batch:
+        assert np.isnan(batch["x"][0, 0])
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
+    run(tmp_path, 4)
+    with pytest.raises(InputError, match="holds a run already"):
+        run(tmp_path, 8)
+
+
+def test_another_config_is_not_resumed(tmp_path):
+    run(tmp_path, 4)
+    other = job(8)._replace(fingerprint="other")
+    with pytest.raises(InputError, match="another config"):
+        loop.run(other, RUN, tmp_path, resume=True)
+
+
+def test_a_batch_that_does_not_split_is_one_sentence():
+    with pytest.raises(InputError, match="the mesh data 3 x fsdp 5"):
+        make_mesh(MeshConfig(data=3, fsdp=5))
+
+
+def test_t5_9_one_program_for_all_steps(tmp_path, caplog):
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        run(tmp_path, 20)
+    assert sum("Compiling jit(guard)" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_summary_has_config_versions_and_curves(tmp_path):
+    run(tmp_path, 8)
+    cfg = dataclasses.replace(TrainConfig("toy"), weights="somewhere")
+    report.write_summary(tmp_path, cfg, "toy", {"seconds": 1.5})
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["config"]["weights"] == "somewhere"
+    assert summary["versions"]["jax"] == jax.__version__
+    assert summary["last"]["validation"]["step"] == 8, log.read(tmp_path)
+    from PIL import Image
+
+    with Image.open(tmp_path / "curves.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    for colour in ((31, 119, 180), (214, 39, 40)):  # the training line and the validation dots
+        assert (pixels == colour).all(1).sum() > 20

@@ -1,0 +1,135 @@
+"""T5.1: one step of each stage on eight virtual devices equals the step on one, under several meshes.
+
+Every case is a process of its own, because the number of devices of a process is fixed when JAX starts.
+"""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import PartitionSpec as P
+
+from mgjax.errors import InputError
+from mgjax.sharding import AXES, RULES, check_batch, spec
+
+MESHES = ((1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2))
+STAGES = ("vae", "foundation", "causal", "few_step", "self_forcing", "long")
+
+PROGRAM = """
+import os, sys
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+import jax
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+import numpy as np
+from mgjax import sharding, train_config as T
+from mgjax.config import ActionConfig, DiTConfig, VAEConfig, WorldConfig
+from mgjax.models import dit
+from mgjax.train.stages import make_stage
+from mgjax.train.run.loop import abstract_state, jit_step
+
+name, *sizes = sys.argv[1:]
+world = WorldConfig(
+    name="tiny",
+    dit=DiTConfig(latent_height=4, latent_width=4, latent_channels=4, dim=32, num_heads=4, ffn_dim=64, num_layers=2,
+                  num_action_layers=1, time_dim=16, image_dim=8, image_tokens=4,
+                  action=ActionConfig(num_heads=2, head_dim=16, embed_dim=8)),
+    vae=VAEConfig(dim=4, multipliers=(1, 1, 2, 2), num_res_blocks=1, latent_channels=4, latent_mean=(0.0,) * 4,
+                  latent_std=(1.0,) * 4),
+)
+common = dict(batch=8, dtype="float32", optimizer=T.OptimizerConfig(learning_rate=1e-3, eps=1e-3))
+stage_cfg = {
+    "vae": lambda: T.VAEStage(frames=5, **common),
+    "foundation": lambda: T.FoundationStage(latents=6, num_action_layers=None, **common),
+    "causal": lambda: T.CausalStage(latents=6, **common),
+    "few_step": lambda: T.FewStepStage(latents=6, grid=6, **common),
+    "self_forcing": lambda: T.SelfForcingStage(latents=6, critic=common["optimizer"], **common),
+    "long": lambda: T.LongStage(new_latents=3, overlap=3, max_latents=9, critic=common["optimizer"], **common),
+}[name]()
+stage = make_stage(name, T.TrainConfig("tiny", world=world, **{name: stage_cfg}))
+rng = np.random.default_rng(0)
+draw = lambda leaf: rng.normal(size=leaf.shape).astype(np.float32)
+shapes = jax.eval_shape(lambda k: dit.init(k, world.dit), jax.random.key(0))
+weights = jax.tree.map(lambda leaf: (leaf.shape[0] ** -0.5 if leaf.ndim > 1 else 0.2) * draw(leaf), shapes)
+given = {} if name == "vae" else {"dit": weights, "teacher": jax.tree.map(lambda leaf: leaf + 0.01, weights)}
+given = given if name in ("self_forcing", "long") else {k: v for k, v in given.items() if k == "dit"}
+batch = jax.tree.map(draw, stage.batch_spec(8))
+start = jax.device_get(jax.jit(lambda g: stage.init(jax.random.key(0), g))(given))
+if start.critic is not None:  # it starts as the teacher, which leaves the generator without a gradient
+    start = start._replace(critic=jax.tree.map(lambda leaf: leaf + 0.01, start.critic))
+
+def step(mesh_sizes):
+    count = int(np.prod(mesh_sizes))
+    mesh = sharding.make_mesh(T.MeshConfig(*mesh_sizes), jax.devices()[:count])
+    abstract = abstract_state(stage, mesh, given)
+    split = [l for l in jax.tree.leaves(abstract) if not l.sharding.is_fully_replicated]
+    placed = jax.device_put(start, jax.tree.map(lambda leaf: leaf.sharding, abstract))
+    with jax.set_mesh(mesh):
+        state, metrics = jit_step(stage, mesh, abstract)(placed, jax.device_put(batch, sharding.batch_sharding(mesh)))
+    return jax.device_get((state, metrics)), len(split)
+
+one, _ = step((1, 1, 1, 1))
+assert all(np.isfinite(value) for value in one[1].values()), one[1]
+other, split = step(tuple(map(int, sizes)))
+paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(one)]
+for path, a, b in zip(paths, jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=path)
+moved = max(float(np.abs(a - b).max()) for a, b in zip(jax.tree.leaves(start.params), jax.tree.leaves(one[0].params)))
+print("split", split, "moved", moved)
+"""
+
+
+QUICK = ("foundation", (1, 2, 2, 2))
+CASES = [(stage, mesh) for stage in STAGES for mesh in MESHES]
+
+
+@pytest.mark.parametrize(
+    ("stage", "mesh"), [case if case == QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
+)
+def test_t5_1_one_step_on_eight_devices_equals_one(stage, mesh):
+    """1e-5 in parameters, optimisers, EMA, streams and metrics, float32: sums in another order. Adam's eps is 1e-3, for
+    at 1e-8 a first step is the sign of each gradient, and that of a zero is noise."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM, stage, *map(str, mesh)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    split, moved = re.search(r"split (\d+) moved (\S+)", done.stdout).groups()
+    assert int(split) > 20  # leaves of the state that are spread over devices
+    assert float(moved) > 1e-5
+
+
+def mesh(*sizes):
+    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * 4)
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "expected"),
+    [
+        ("params/blocks/action/self_attention/q/kernel", (15, 1536, 1536), P(None, ("fsdp",), ("tensor",))),
+        ("ema/blocks/plain/ffn/out/kernel", (15, 8960, 1536), P(None, ("tensor",), ("fsdp",))),
+        ("opt_state/1/0/mu/blocks/action/cross_attention/o/kernel", (15, 1536, 1536), P(None, ("tensor",), ("fsdp",))),
+        ("critic/head/out/kernel", (1536, 64), P(("tensor",), ("fsdp",))),
+        ("params/blocks/action/self_attention/q/kernel/a", (15, 1536, 64), P(None, ("fsdp",), ("tensor",))),
+        ("params/blocks/action/self_attention/q/kernel/b", (15, 64, 1536), P(None, None, ("fsdp",))),
+        ("stream/state/cache/action/tokens/k", (8, 15, 3, 880, 12, 128), P(("data", "fsdp"))),
+        ("params/blocks/action/self_attention/q_norm/scale", (15, 1536), P()),
+        ("params/patch/kernel", (145, 1536), P(None, ("tensor",))),  # 145 does not split over 4
+        ("step", (), P()),
+    ],
+)
+def test_one_table_places_every_part_of_the_state(path, shape, expected):
+    assert spec(path, shape, mesh(2, 4, 1, 2)) == expected
+
+
+def test_a_micro_batch_that_does_not_split_is_one_sentence():
+    check_batch(mesh(2, 4, 1, 2), 64, 8)
+    with pytest.raises(
+        InputError, match=r"micro-batches of 4 clips \(64 in 16 parts\) do not split over data 2 x fsdp 4"
+    ):
+        check_batch(mesh(2, 4, 1, 2), 64, 16)
+
+
+def test_every_rule_is_a_regex_that_something_reaches():
+    paths = ["stream/x", "a/o/kernel", "a/kernel/b", "a/q/kernel", "step"]
+    found = [next(index for index, (pattern, _) in enumerate(RULES) if re.search(pattern, path)) for path in paths]
+    assert found == list(range(len(RULES)))
