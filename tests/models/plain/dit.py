@@ -1,6 +1,7 @@
 """The causal DiT as a stream plays it: design page sections 2 to 4."""
 
 import numpy as np
+
 from plain.ops import attention, gelu_erf, gelu_tanh, layer_norm, linear, rms_norm, silu, softmax
 
 

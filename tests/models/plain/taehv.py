@@ -1,6 +1,7 @@
 """The small autoencoder on whole videos [frames, c, h, w] with values in [0, 1]: design page section 7."""
 
 import numpy as np
+
 from plain.ops import conv2d, double
 
 

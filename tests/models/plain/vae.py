@@ -5,6 +5,7 @@ frame passes the temporal resamplers as it is, and the up-samplers' convolution 
 """
 
 import numpy as np
+
 from plain.ops import conv2d, double, silu, softmax
 
 
