@@ -1,7 +1,7 @@
 """mgjax against the plain networks of tests/models/plain: reference tensors for every machine, made when they are
 needed.
 
-Small networks, random weights, float64 against float32: errors are up to 4e-6 (angles of the time embedding reach 1000),
+Small networks, random weights, float64 against float32: errors are up to 4e-6 (the time embedding has angles of 1000),
 and of velocities after the first step, which are small differences of latents, up to 1.5e-5. A GELU of the other kind
 in one place makes 3e-5 to 1e-4, any other mistake much more.
 """
