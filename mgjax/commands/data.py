@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,7 +17,9 @@ from mgjax.errors import InputError
 
 @dataclass(frozen=True)
 class Check:
-    """Replays the inputs and compares with what was recorded; exits with 1 when less than 0.99 of the frames agree."""
+    """Compares the inputs with the camera's poses, with pictures that are rendered again, and with what the recorded
+    pictures show. Exits with 1 when less than 0.99 of the frames agree, or the pictures say that rows are late, early,
+    mirrored or of something else."""
 
     folder: tyro.conf.Positional[str]
     """The dataset."""
@@ -23,8 +27,27 @@ class Check:
     """Clips that are rendered again where the engine is here; -1 renders all."""
     least: float = 0.99
     """Agreement that is asked for."""
+    pictures: int = 4000
+    """Pictures whose motion is compared with the rows; 0 compares none."""
+    shift: int = 0
+    """Write a copy (--out) in which picture k has the rows of picture k + SHIFT: 3 mends rows that come 3 too late."""
+    flip: tuple[Literal["pitch", "yaw"], ...] = ()
+    """Axes of the mouse whose sign is turned in that copy."""
+    out: str = ""
+    """Folder of the copy, which is then checked."""
 
     def run(self) -> int:
+        if bool(self.out) != bool(self.shift or self.flip):
+            raise InputError("a copy is written with --out FOLDER and --shift FRAMES or --flip AXIS, or both")
+        if self.out:
+            from mgjax.data.quality.sync import write_mended
+            from mgjax.data.store.dataset import Dataset
+
+            print(f"{write_mended(Dataset(self.folder), self.out, self.shift, self.flip)} clips written to {self.out}")
+            return dataclasses.replace(self, folder=self.out, out="", shift=0, flip=()).run()
+        return self._check()
+
+    def _check(self) -> int:
         from rich.progress import Progress
 
         from mgjax.data.play.engines import make_engine
@@ -56,8 +79,36 @@ class Check:
         for name, tally in rows.items():
             share = f"{tally.share:.4f}" if tally.frames else "nothing to test"
             print(f"  {name:<12} {tally.frames:>9} judged {tally.frames - tally.agreeing:>9} wrong   {share}")
-        print(f"agreement (of the worst test) {verdict.agreement:.4f}")
-        return 0 if verdict.agreement >= self.least and not verdict.damaged else 1
+        seen = self._compare_pictures(dataset) if self.pictures else None
+        told = seen is not None and any(axis.related for axis in seen.axes)
+        if math.isnan(verdict.agreement):
+            print(f"the rows alone had nothing to judge{'' if told else ', and the pictures tell nothing'}")
+            agrees = told
+        else:
+            print(f"agreement (of the worst test) {verdict.agreement:.4f}")
+            agrees = verdict.agreement >= self.least
+        return 0 if agrees and not verdict.damaged and not (seen and seen.faults) else 1
+
+    def _compare_pictures(self, dataset):
+        """Says what the pictures show; the `Sync` of them."""
+        from mgjax.data.quality.sync import look
+
+        sync = look(dataset, self.pictures)
+        print(f"rows against pictures, {sync.frames} pairs{'' if sync.axes else ': too little is pressed to tell'}")
+        for axis in sync.axes:
+            if not axis.related:
+                says = "nothing can be told: no lag is better than chance"
+            else:
+                says = f"best lag {axis.lag:+d} ({axis.sure:.0%} sure), correlation {axis.correlation:+.2f}"
+                if not axis.keys:
+                    says += f", {360 * abs(axis.slope):.1f} picture widths a turn"
+            print(f"  {axis.name:<14} {axis.frames:>6} frames   {says}")
+        for sentence in sync.faults:
+            print(f"refused: {sentence}")
+        if sync.shift or sync.flip:
+            flags = [f"--shift {sync.shift}"] * bool(sync.shift) + [f"--flip {' '.join(sync.flip)}"] * bool(sync.flip)
+            print(f"to mend it: mgjax data check {self.folder} {' '.join(flags)} --out FOLDER")
+        return sync
 
 
 @dataclass(frozen=True)

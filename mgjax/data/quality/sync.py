@@ -11,7 +11,7 @@ mirrored. Blocks of frames are drawn again to tell how sure the lag is, and exch
 
 Seen turns have the sign of the mouse (up and right positive): a camera that turns right sees the scene move left. Keys
 are compared in the same way, forward - back with growth and right - left with what the mouse leaves of the turn. A game
-answers keys slowly, and a figure on the screen may move the other way, so they decide less (`Axis.fault`).
+answers keys slowly, and a figure on the screen may walk across a scene that rests, so they decide less (`_fault`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from scipy import ndimage
 
-from mgjax.data.store.dataset import DamagedClip, Dataset
+from mgjax.data.store import codec
+from mgjax.data.store.dataset import DamagedClip, Dataset, Writer
 from mgjax.data.store.schema import Schema
 from mgjax.data.types import Clip
 
+FORWARD = "forward - back"
 LAGS = 10  # frames, either way
 BLOCK = 24  # frame pairs that are drawn again, or exchanged, together
 _WIDTH = 128  # pictures are reduced to about this many pixels across
@@ -64,20 +66,6 @@ class Axis(NamedTuple):
     def related(self) -> bool:
         return abs(self.correlation) > max(self.chance, 0.1)
 
-    @property
-    def fault(self) -> str:
-        """"", or "late", "early" or "mirrored"."""
-        if not self.related:
-            return ""
-        if self.correlation < 0:
-            return "mirrored" if not self.keys or self.correlation < -_STRONG else ""
-        if self.keys:
-            return "late" if self.lag < -1 else "early" if self.lag > _RESPONSE + 1 else ""
-        near = abs(self.lag) == 1 and self.at_zero > 0.9 * self.correlation  # input half a frame away
-        if self.lag == 0 or self.wrong < 0.95 or near:
-            return ""
-        return "late" if self.lag < 0 else "early"
-
 
 class Sync(NamedTuple):
     """What the pictures of a dataset say about its rows."""
@@ -85,12 +73,8 @@ class Sync(NamedTuple):
     frames: int  # pairs looked at
     axes: tuple[Axis, ...]
     faults: tuple[str, ...]  # a sentence each; none where nothing is wrong, or nothing can be told
-
-    @property
-    def shift(self) -> int:
-        """Frames that the rows have to move towards the beginning; 0 where they need not."""
-        lags = [-axis.lag for axis in sorted(self.axes, key=lambda axis: axis.keys) if axis.fault in ("late", "early")]
-        return lags[0] if lags else 0
+    shift: int  # frames that the rows have to move towards the beginning; 0 where they need not
+    flip: tuple[str, ...]  # axes of the mouse whose sign has to be turned
 
 
 def see(frames: UInt8[np.ndarray, "f h w 3"]) -> Seen:
@@ -128,7 +112,9 @@ def _reduced(frames: UInt8[np.ndarray, "f h w 3"]) -> Float[np.ndarray, "f y x"]
 def _moving(grey: Float[np.ndarray, "f y x"]) -> Float[np.ndarray, "y x"]:
     """1 where the picture moves, 0 where something stands in front of the scene: a status bar, a crosshair."""
     change = ndimage.uniform_filter(np.abs(np.diff(grey, axis=0)).mean(axis=0), 3)
-    return (change >= 0.25 * np.median(change)).astype(np.float32)
+    moves = (change >= 0.25 * np.median(change)).astype(np.float32)
+    inner = ndimage.minimum_filter(moves, 5)  # blurred pictures spread what stands beside
+    return inner if inner.mean() > 0.2 else np.ones_like(inner)
 
 
 def _finish(before, after, moving, down: int, right: int) -> tuple[float, float, float]:
@@ -241,19 +227,16 @@ def judge(clips: list[Clip], schema: Schema) -> Sync:
     yaw = axes[0]
     left = seen["yaw"]
     if yaw is not None and yaw.related:  # what the mouse does not explain
-        left = [
-            s - yaw.slope * _shifted(r[:, 1], yaw.lag) for s, r in zip(left, rows, strict=True)
-        ]
+        left = [s - yaw.slope * _shifted(r[:, 1], yaw.lag) for s, r in zip(left, rows, strict=True)]
     for name, plus, minus, views in (
-        ("forward - back", "forward", "back", seen["growth"]),
+        (FORWARD, "forward", "back", seen["growth"]),
         ("right - left", "right", "left", left),
     ):
         if plus in schema.keyboard and minus in schema.keyboard:
             i, j = schema.keyboard.index(plus), schema.keyboard.index(minus)
             held = [c.keyboard[:-1, i].astype(float) - c.keyboard[:-1, j] for c in clips]
             axes.append(compare(name, held, views, keys=True))
-    known = tuple(axis for axis in axes if axis is not None)
-    return Sync(sum(len(clip.frames) - 1 for clip in clips), known, _faults(known))
+    return _verdict(sum(len(clip.frames) - 1 for clip in clips), tuple(axis for axis in axes if axis is not None))
 
 
 def _together(values: list[np.ndarray]) -> list[np.ndarray]:
@@ -271,27 +254,47 @@ def _shifted(row: np.ndarray, lag: int) -> np.ndarray:
     return moved
 
 
-def _faults(axes: tuple[Axis, ...]) -> tuple[str, ...]:
-    sentences = []
-    for axis in axes:
-        frames = f"{abs(axis.lag)} frame{'s' if abs(axis.lag) != 1 else ''}"
-        match axis.fault:
-            case "late" | "early" as fault:
-                sentences.append(
-                    f"the rows are {frames} {fault}: what {axis.name} says at row k is seen "
-                    f"{abs(axis.lag)} {'before' if fault == 'late' else 'after'} it"
-                )
-            case "mirrored":
-                sentences.append(f"{axis.name} is mirrored: the pictures move the other way")
+def _fault(axis: Axis, three_dimensional: bool) -> str:
+    """ "", or "late", "early" or "mirrored". `three_dimensional`: the scene grows when one walks forward."""
+    if not axis.related:
+        return ""
+    if axis.correlation < 0:
+        if axis.keys and not (axis.correlation < -_STRONG and three_dimensional):
+            return ""
+        return "mirrored"
+    if axis.keys:
+        return "late" if axis.lag < -1 else "early" if axis.lag > _RESPONSE else ""
+    near = abs(axis.lag) == 1 and axis.at_zero > 0.9 * axis.correlation  # input half a frame away
+    if axis.lag == 0 or axis.wrong < 0.95 or near:
+        return ""
+    return "late" if axis.lag < 0 else "early"
+
+
+def _verdict(frames: int, axes: tuple[Axis, ...]) -> Sync:
+    growth = next((axis for axis in axes if axis.name == FORWARD), None)
+    solid = growth is not None and growth.related
+    faults = {axis: fault for axis in axes if (fault := _fault(axis, solid))}
     mouse = [axis for axis in axes if not axis.keys]
+    timed = [axis for axis, fault in faults.items() if fault in ("late", "early")]
+    if any(axis.related for axis in mouse):
+        timed = [axis for axis in timed if not axis.keys]  # keys answer slowly: the mouse tells the time
+    sentences = []
+    for lag in dict.fromkeys(axis.lag for axis in timed):
+        names = " and ".join(axis.name for axis in timed if axis.lag == lag)
+        number = f"{abs(lag)} frame{'s' if abs(lag) != 1 else ''}"
+        way, place = ("late", "before") if lag < 0 else ("early", "after")
+        sentences.append(
+            f"the rows are {number} {way}: the pictures show what they say of {names} {number} {place} them"
+        )
+    mirrored = [axis for axis, fault in faults.items() if fault == "mirrored"]
+    sentences += [f"{axis.name} is mirrored: the pictures move the other way" for axis in mirrored]
     if mouse and not any(axis.related for axis in axes) and sum(axis.frames for axis in mouse) >= 4 * _LEAST:
         sentences.append("pictures and rows are unrelated: what is seen follows the mouse at no lag")
-    return tuple(dict.fromkeys(sentences))
+    shift = -max(timed, key=lambda axis: abs(axis.correlation)).lag if timed else 0
+    return Sync(frames, axes, tuple(sentences), shift, tuple(axis.name for axis in mirrored if not axis.keys))
 
 
-def look(
-    dataset: Dataset, frames: int, progress: Callable[[int], None] = lambda clips: None
-) -> Sync:
+def look(dataset: Dataset, frames: int, progress: Callable[[int], None] = lambda clips: None) -> Sync:
     """As `judge`, on clips that are spread evenly over a dataset and together have about `frames` frames."""
     wanted, chosen = frames, []
     order = np.random.default_rng(0).permutation(len(dataset))
@@ -306,3 +309,36 @@ def look(
         chosen.append(clip)
         progress(len(chosen))
     return judge(chosen, dataset.schema)
+
+
+def mend(clip: Clip, shift: int, flip: tuple[str, ...] = ()) -> Clip | None:
+    """The clip whose picture k has the rows that k + `shift` had, and the named axes of the mouse ("pitch", "yaw")
+    turned round; without the frames that this leaves without rows. None where nothing is left."""
+    frames = len(clip.frames)
+    if abs(shift) >= frames - 1:
+        return None
+    pictures = slice(max(-shift, 0), frames - max(shift, 0))
+    rows = slice(max(shift, 0), frames - max(-shift, 0))
+    parts = {name: getattr(clip, name)[rows] for name in Clip._fields if name != "frames"}
+    sign = np.array([-1.0 if name in flip else 1.0 for name in ("pitch", "yaw")], np.float32)
+    return Clip(frames=clip.frames[pictures], **{**parts, "mouse": parts["mouse"] * sign})
+
+
+def write_mended(dataset: Dataset, out: str, shift: int, flip: tuple[str, ...] = ()) -> int:
+    """A copy of a dataset at `out` with every clip as `mend` makes it; returns the clips written.
+
+    Raises:
+        InputError: a clip is damaged, or `out` holds something else.
+    """
+    written = 0
+    with Writer(out, dataset.schema) as writer:
+        for index, entry in enumerate(dataset.clips):
+            clip = mend(dataset.read(index), shift, flip)
+            if clip is None or entry.name in writer.entries:
+                continue
+            # Another engine run does not show these pictures again: the rows are no longer those that led to them.
+            info = {key: value for key, value in entry.info.items() if key != "engine_seed"}
+            info["mended"] = {"shift": shift, "flip": list(flip)}
+            writer.add(entry.name, codec.encode(clip, str(info.get("codec", "zstd"))), len(clip.frames), info)
+            written += 1
+    return written

@@ -72,7 +72,7 @@ def test_unknown_poses_leave_nothing_to_test_and_do_not_pass(dataset, tmp_path, 
     with pytest.raises(SystemExit) as stop:
         cli.main(["data", "check", str(tmp_path)])
     assert stop.value.code == 1
-    assert capsys.readouterr().out.splitlines()[-1].endswith("nan")
+    assert capsys.readouterr().out.splitlines()[-1].endswith("and the pictures tell nothing")
 
 
 @pytest.fixture(scope="module")
