@@ -32,7 +32,7 @@ def run(folder, steps, cfg=RUN, resume=False, **changes):
 
 def test_metrics_stand_once_a_step_also_after_a_resume(tmp_path):
     run(tmp_path, 8)
-    with open(tmp_path / metrics.FILE, "a") as file:  # what a killed run wrote after its last checkpoint
+    with open(tmp_path / log.FILE, "a") as file:  # what a killed run wrote after its last checkpoint
         file.write('{"step": 10, "kind": "train", "loss": 1.0}\n{"step": 12, "ki')
     run(tmp_path, 12, resume=True)
     train = [line for line in log.read(tmp_path) if line["kind"] == "train"]
