@@ -24,24 +24,28 @@ from mgjax.train_config import (
 
 
 def config() -> TrainConfig:
-    small = {"dtype": "float32", "latents": 6, "batch": 8, "ema": EMAConfig(decay=0.99, start=50)}
+    small = {"dtype": "float32", "batch": 8, "ema": EMAConfig(decay=0.99, start=50)}
 
-    def adam(rate: float, b1: float = 0.9, warmup: int = 50) -> OptimizerConfig:
-        return OptimizerConfig(learning_rate=rate, b1=b1, b2=0.99, warmup=warmup)
+    def adam(rate: float, decay: float = 0.6, **changes) -> OptimizerConfig:
+        return OptimizerConfig(**{"learning_rate": rate, "decay": decay, "b2": 0.99, "warmup": 20, **changes})
 
-    pixels = {"dtype": "float32", "batch": 8, "frames": 5, "crop": (32, 32), "kl_weight": 1e-4}
+    pixels = {"dtype": "float32", "batch": 4, "frames": 17, "crop": (32, 48), "kl_weight": 1e-4}
     autoencoder = {**pixels, "ema": EMAConfig(decay=0.98, start=50)}
-    distilled = {**small, "ratio": 3, "critic": adam(3e-4, 0.0, warmup=10)}
+    distilled = {**small, "latents": 6, "ratio": 5, "critic": adam(3e-4, b1=0.0)}
     return TrainConfig(
         name="nano",
         world=preset("nano"),
-        vae=VAEStage(steps=950, optimizer=adam(3e-3), **autoencoder),
-        taehv=VAEStage(steps=400, optimizer=adam(1e-3), **autoencoder),
-        foundation=FoundationStage(steps=1300, optimizer=adam(4e-3), num_action_layers=None, **small),
-        causal=CausalStage(steps=280, optimizer=adam(2e-3), **small),
-        few_step=FewStepStage(steps=240, grid=16, optimizer=adam(2e-4), **small),
-        self_forcing=SelfForcingStage(steps=40, optimizer=adam(1e-4, 0.0), **distilled),
-        long=LongStage(steps=40, optimizer=adam(2e-5, 0.0), new_latents=3, overlap=3, max_latents=9, **distilled),
+        vae=VAEStage(steps=700, optimizer=adam(3e-3), **autoencoder),
+        taehv=VAEStage(steps=250, optimizer=adam(2e-3), **autoencoder),
+        foundation=FoundationStage(
+            steps=1100, latents=6, starts=6, optimizer=adam(4e-3), num_action_layers=None, **small
+        ),
+        causal=CausalStage(steps=300, latents=12, context_noise=0.3, optimizer=adam(2e-3), **small),
+        few_step=FewStepStage(steps=150, latents=12, context_noise=0.3, grid=16, optimizer=adam(4e-4), **small),
+        self_forcing=SelfForcingStage(steps=100, optimizer=adam(1e-4, 0.5, b1=0.0, warmup=2), **distilled),
+        long=LongStage(
+            steps=50, new_latents=3, overlap=3, max_latents=12, optimizer=adam(1e-4, 1.0, b1=0.0, warmup=2), **distilled
+        ),
         data=DataConfig(agent="hold", clips=512, validation_clips=16),
         run=RunConfig(log_every=10, save_every=500, validate_every=250, sample_every=0, control_clips=16),
     )

@@ -24,7 +24,7 @@ def config() -> TrainConfig:
     return TrainConfig(
         name="templerun",
         world=preset("templerun"),
-        foundation=FoundationStage(steps=40_000, accumulate=8, **gpu),
+        foundation=FoundationStage(steps=40_000, starts=27, accumulate=8, **gpu),
         causal=CausalStage(accumulate=8, **gpu),
         few_step=FewStepStage(accumulate=8, **gpu),
         self_forcing=SelfForcingStage(accumulate=8, **gpu),

@@ -27,7 +27,7 @@ def config() -> TrainConfig:
     return TrainConfig(
         name="universal",
         world=preset("universal"),
-        foundation=FoundationStage(accumulate=8, **gpu),
+        foundation=FoundationStage(starts=27, accumulate=8, **gpu),
         causal=CausalStage(accumulate=8, **gpu),
         few_step=FewStepStage(accumulate=8, **gpu),
         self_forcing=SelfForcingStage(accumulate=8, **gpu),

@@ -31,6 +31,7 @@ class ActionConfig:
     window: int = 3  # latent frames of rows that one latent frame sees
     rope_dim: int = 8  # leading dims of a head that turn with the position
     rope_theta: float = 256.0
+    additive: bool = False  # whether the rows also shift the time embedding: a short way to every block, from scratch
 
     @property
     def dim(self) -> int:
@@ -163,6 +164,22 @@ class SamplerConfig:
 
     steps: tuple[int, ...] = (1000, 666, 333)
     shift: float = 5.0
+    context: float = 0.0  # sigma of the noise in which a stream remembers its chunks; the network is told of it
+
+    def __post_init__(self):
+        if not 0 <= self.context < 1:
+            raise ValueError(f"a context of noise {self.context} is not within [0, 1)")
+
+    @property
+    def draws(self) -> int:
+        """Arrays of noise that a chunk takes: one a step, and that of the context."""
+        return len(self.steps) + (self.context > 0)
+
+
+def shift_of(tokens: int) -> float:
+    """The schedule's shift for latent frames of so many tokens: that of the released size, 880 tokens at 5, by the rule
+    that a level must hide a picture as well at every size (arXiv:2403.03206, equation 23)."""
+    return 5.0 * (tokens / 880) ** 0.5
 
 
 @dataclass(frozen=True)

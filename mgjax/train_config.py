@@ -17,15 +17,24 @@ from mgjax.config import AttentionKind, WorldConfig, preset, to_json
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a linear warm-up to a constant rate; the gradient is clipped by its global norm first."""
+    """AdamW, or Muon for matrices with AdamW for the rest; the gradient is clipped by its global norm first.
 
+    The rate rises linearly over the first `warmup` updates and falls linearly to zero over the last of them.
+    """
+
+    kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 2e-5
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # of matrices
     clip: float = 1.0
-    warmup: int = 0  # steps
+    warmup: int = 0  # updates; a generator that trains every `ratio` steps makes fewer of them than steps
+    decay: float = 0.0  # share of the updates over which the rate falls; 1 is a straight fall from the first
+
+    def __post_init__(self):
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"the rate falls over a share of the updates between 0 and 1, not {self.decay}")
 
 
 @dataclass(frozen=True)
@@ -52,17 +61,32 @@ class StageConfig:
     steps: int = 1000
     batch: int = 64
     accumulate: int = 1  # micro-batches that one step's batch is cut into
-    latents: int = 15  # latent frames a clip
     seed: int = 0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig | None = None
-    lora: LoRAConfig | None = None
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the computation; master weights are float32
     attention: AttentionKind = "xla"
 
     def __post_init__(self):
         if self.batch % self.accumulate:
             raise ValueError(f"a batch of {self.batch} clips does not split into {self.accumulate} micro-batches")
+
+
+@dataclass(frozen=True)
+class DiTStage(StageConfig):
+    """What every stage has that trains the DiT."""
+
+    latents: int = 15  # latent frames that a step scores at once
+    shift: float | None = None  # of the noise levels; None: that of the world's sampler
+    lora: LoRAConfig | None = None
+
+    @property
+    def clip_latents(self) -> int:
+        """Latent frames of the clips that the stage reads."""
+        return self.latents
+
+    def shift_in(self, world: WorldConfig) -> float:
+        return world.sampler.shift if self.shift is None else self.shift
 
 
 @dataclass(frozen=True)
@@ -78,7 +102,7 @@ class VAEStage(StageConfig):
 
 
 @dataclass(frozen=True)
-class FoundationStage(StageConfig):
+class FoundationStage(DiTStage):
     """Stage 2: bidirectional flow matching of the action-conditioned image-to-video DiT (training page section 1).
 
     Clips of 57 frames, batch 256, rate 2e-5 and 120 k steps are the paper's.
@@ -86,23 +110,29 @@ class FoundationStage(StageConfig):
 
     steps: int = 120_000
     batch: int = 256
-    shift: float = 5.0
+    starts: int = 0  # so many frames later, at most, a clip's window begins in half of the steps: it is then known by
+    # the settled condition of a picture long gone, as the windows that long tuning has scored are
     time_law: Literal["uniform", "logit_normal"] = "uniform"
     action_dropout: float = 0.0  # probability that a clip's actions are replaced by zeros
     num_action_layers: int | None = 30  # None: as many as the world's DiT
 
+    @property
+    def clip_latents(self) -> int:
+        return self.latents + self.starts
+
 
 @dataclass(frozen=True)
-class CausalStage(StageConfig):
+class CausalStage(DiTStage):
     """Stage 3a: the causal student, by teacher forcing or diffusion forcing (training page sections 2a and 2b)."""
 
     steps: int = 6000
     forcing: Literal["teacher", "diffusion"] = "teacher"
-    shift: float = 5.0
+    action_dropout: float = 0.0  # as the foundation stage's; guidance in the next stage needs it
+    context_noise: float = 0.0  # teacher forcing: the past is noised up to this sigma, and the network is told how much
 
 
 @dataclass(frozen=True)
-class FewStepStage(StageConfig):
+class FewStepStage(DiTStage):
     """Stage 3b: few-step initialisation by causal consistency distillation or by regression on ODE pairs (2c and 2d).
 
     6 k steps at 6e-6 are the paper's. Regression makes its pairs as it goes, `batch` a step; the paper made 40 k
@@ -111,7 +141,7 @@ class FewStepStage(StageConfig):
 
     steps: int = 6000
     method: Literal["consistency", "ode"] = "consistency"
-    shift: float = 5.0
+    context_noise: float = 0.0  # as the causal stage's
     grid: int = 48  # noise levels of the teacher's trajectory; the student's own levels are inserted exactly
     guidance: float = 1.0  # 1 is the conditional teacher alone
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=6e-6, b1=0.0, b2=0.999))
@@ -119,15 +149,15 @@ class FewStepStage(StageConfig):
 
 
 @dataclass(frozen=True)
-class SelfForcingStage(StageConfig):
+class SelfForcingStage(DiTStage):
     """Stage 4: distribution matching on the student's own rollouts (training page section 3).
 
-    4 k steps at 6e-6 are the paper's. The generator is updated every `ratio` steps, the critic every step.
+    4 k steps at 6e-6 are the paper's. The generator is updated every `ratio` steps, the critic every step, at a fifth
+    of the generator's rate: both then travel as far, as in Self-Forcing (2e-6 and 4e-7).
     """
 
     steps: int = 4000
     ratio: int = 5
-    shift: float = 5.0
     score_range: tuple[float, float] = (0.02, 0.98)  # the score's sigma is clamped to it
     guidance: float = 1.0  # of the teacher against actions of zero; 1 is the conditional teacher alone
     kv_gradient: bool = False  # whether the gradient also trains how clean keys and values are written
@@ -135,7 +165,7 @@ class SelfForcingStage(StageConfig):
         default_factory=lambda: OptimizerConfig(learning_rate=6e-6, b1=0.0, b2=0.999, weight_decay=0.01, clip=10.0)
     )
     critic: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(learning_rate=4e-7, b1=0.0, b2=0.999, weight_decay=0.01, clip=10.0)
+        default_factory=lambda: OptimizerConfig(learning_rate=1.2e-6, b1=0.0, b2=0.999, weight_decay=0.01, clip=10.0)
     )
     ema: EMAConfig | None = field(default_factory=lambda: EMAConfig(start=50))
 
@@ -149,6 +179,10 @@ class LongStage(SelfForcingStage):
     overlap: int = 3  # latents of the window that the stream already held: no gradient
     max_latents: int = 39  # the stream starts anew when it would grow beyond
     latents: int = 12  # of the window that is scored: new_latents + overlap
+
+    @property
+    def clip_latents(self) -> int:
+        return self.max_latents
 
 
 @dataclass(frozen=True)
@@ -211,6 +245,20 @@ class TrainConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     data: DataConfig = field(default_factory=DataConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self):
+        for name, taught in (("few_step", "causal"), ("self_forcing", "foundation"), ("long", "foundation")):
+            student, teacher = getattr(self, name), getattr(self, taught)
+            if student and teacher and student.guidance != 1 and not teacher.action_dropout:
+                raise ValueError(
+                    f"{name}.guidance={student.guidance} compares with hidden actions, which stage {taught} never sees:"
+                    f" set {taught}.action_dropout"
+                )
+        if self.long and self.foundation and self.foundation.starts < self.long.max_latents - self.long.latents:
+            raise ValueError(
+                f"long has windows scored that begin up to {self.long.max_latents - self.long.latents} frames after"
+                f" their picture, and its teacher sees no more than {self.foundation.starts}: set foundation.starts"
+            )
 
     def stages(self) -> dict[str, StageConfig]:
         """The stages that this ladder has, in order."""

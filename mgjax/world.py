@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from mgjax.config import DiTConfig, Settings, WorldConfig
+from mgjax.diffusion.flow import add_noise
 from mgjax.diffusion.rollout import rollout, sample
-from mgjax.diffusion.schedule import step_sigmas
+from mgjax.diffusion.schedule import NUM_TIMESTEPS, step_sigmas
 from mgjax.models import clip, dit, taehv, vae
 from mgjax.types import Actions, ImageCondition, StreamState
 
@@ -29,8 +30,9 @@ class Network(NamedTuple):
     chunk: dit.Chunk
     denoise: Callable[[Float[Array, "b t h w c"], Float[Array, "1 1"]], Float[Array, "b t h w c"]]
     """(noisy latents, timestep) -> velocity."""
-    commit: Callable[[Float[Array, "b t h w c"]], StreamState]
-    """Finished latents -> the state after the chunk, its decoder cache as before."""
+    commit: Callable[..., StreamState]
+    """(finished latents, noise) -> the state after the chunk, its decoder cache as before. `noise`, of their shape, is
+    what they are remembered in; a world whose sampler has no context noise takes None."""
 
 
 class World(NamedTuple):
@@ -52,7 +54,7 @@ class World(NamedTuple):
     """(params, state, actions) -> the DiT bound to the next chunk."""
     sample_chunk: Callable[..., tuple[Float[Array, "b t h w c"], StreamState]]
     """(params, state, actions, noise=None) -> (latents, state): the DiT's part of a chunk, before decoding.
-    `noise` [b, steps, t, h, w, c] replaces what is drawn from the state's key."""
+    `noise` [b, draws, t, h, w, c] replaces what is drawn from the state's key: one for each step, and the context's."""
     decode: Callable[..., tuple[UInt8[Array, "b f h w 3"], Array]]
     """(params, latents, position [b] of their first frame, decoder cache) -> (frames, cache)."""
     chunk_step: Callable[..., tuple[UInt8[Array, "b f h w 3"], StreamState]]
@@ -69,6 +71,7 @@ def build(cfg: WorldConfig, settings: Settings = Settings()) -> World:  # noqa: 
     chunk, stride = cfg.dit.chunk, cfg.vae.temporal_stride
     history = stride * (cfg.dit.action.window - 1)
     settled = vae.settled_latents(cfg.vae)
+    level = cfg.sampler.context
     sigmas = tuple(step_sigmas(cfg.sampler.steps, cfg.sampler.shift).tolist())
     latent_shape = (chunk, cfg.dit.latent_height, cfg.dit.latent_width, cfg.dit.latent_channels)
     decoder_model, decoder_cfg = {"vae": (vae, cfg.vae), "taehv": (taehv, cfg.taehv)}[settings.decoder]
@@ -116,10 +119,10 @@ def build(cfg: WorldConfig, settings: Settings = Settings()) -> World:  # noqa: 
 
         return Actions(*(join(past, rows.astype(jnp.float32)) for past, rows in zip(state.rows, actions, strict=True)))
 
-    def draw(state: StreamState) -> Float[Array, "b steps t h w c"]:
+    def draw(state: StreamState) -> Float[Array, "b draws t h w c"]:
         def row(key, position):
             key = jax.random.fold_in(jax.random.wrap_key_data(key), position)
-            return jax.random.normal(key, (len(sigmas), *latent_shape), jnp.float32)
+            return jax.random.normal(key, (cfg.sampler.draws, *latent_shape), jnp.float32)
 
         return jax.vmap(row)(state.key, state.position)
 
@@ -139,10 +142,12 @@ def build(cfg: WorldConfig, settings: Settings = Settings()) -> World:  # noqa: 
             weights, x = weights_at(x)
             return dit.denoise(weights, cfg.dit, x, timestep, bound, dtype, attention)
 
-        def commit(latents):
+        def commit(latents, noise=None):
+            if level:
+                latents = add_noise(latents, noise, jnp.float32(level))
             kept = Actions(*(part[:, -history:] for part in rows))
             weights, latents = weights_at(latents)
-            cache = dit.commit(weights, cfg.dit, latents, bound, dtype, attention)
+            cache = dit.commit(weights, cfg.dit, latents, bound, dtype, attention, NUM_TIMESTEPS * level)
             return state._replace(position=state.position + chunk, rows=kept, cache=cache)
 
         return Network(bound, denoise, commit)
@@ -153,8 +158,9 @@ def build(cfg: WorldConfig, settings: Settings = Settings()) -> World:  # noqa: 
     def sample_chunk(params: dict, state: StreamState, actions: Actions, noise: Array | None = None):
         # A CPU multiplies in float32: XLA would convert all weights before the first pass and keep them to the last.
         bound = bind(lambda x: jax.lax.optimization_barrier((params["dit"], x)), state, actions)
-        latents = sample(bound.denoise, draw(state) if noise is None else noise, sigmas).x0
-        return latents, bound.commit(latents)
+        noise = draw(state) if noise is None else noise
+        latents = sample(bound.denoise, noise, sigmas).x0
+        return latents, bound.commit(latents, noise[:, len(sigmas)] if level else None)
 
     def decode(params: dict, latents: Array, position: Int[Array, " b"], cache):
         frames, cache = decoder_model.decode_step(

@@ -17,7 +17,7 @@ from mgjax.feeds.encode import swap_actions
 from mgjax.models import dit
 from mgjax.models.graft import count_actions
 from mgjax.train.parts.network import bidirectional, network_of
-from mgjax.train.parts.rolling import begin, chunk_rows, clip_of, draw_noise, roll, student_levels
+from mgjax.train.parts.rolling import begin, chunk_rows, clip_of, draw_noise, roll
 from mgjax.types import ClipBatch
 from mgjax.world import build
 
@@ -49,13 +49,14 @@ def foundation_control(
 def student_control(cfg: WorldConfig, params: dict, clips: ClipBatch) -> Control:
     """Of the causal model `params`, by its own rollout with the few-step list."""
     net, functions = network_of(cfg, "float32", "xla"), build(cfg, Settings("float32"))
-    batch, chunks, steps = clips.latents.shape[0], clips.latents.shape[1] // cfg.dit.chunk, len(student_levels(cfg))
-    noise = draw_noise(jax.random.key(0), net, batch, chunks, steps)
+    batch, chunks = clips.latents.shape[0], clips.latents.shape[1] // cfg.dit.chunk
+    noise = draw_noise(jax.random.key(0), net, batch, chunks, cfg.sampler.draws)
+    last = jnp.asarray(len(cfg.sampler.steps) - 1)
     params = {"dit": dit.stack(params, net.dit)}  # in loops over layers: compiled in a fraction of the time
 
     def make(clips):
         rows = chunk_rows(net, clips.actions, 0, chunks)
-        rolled, _ = roll(functions, params, begin(functions, params, clips), rows, noise, jnp.asarray(steps - 1))
+        rolled, _ = roll(functions, params, begin(functions, params, clips), rows, noise, last)
         return clip_of(rolled.latents)
 
     return _compare(make, clips)

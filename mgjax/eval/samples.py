@@ -84,7 +84,7 @@ def _whole_clips(cfg, world, params, clips) -> Array:
     layers = count_actions(params["dit"])
     net = network_of(world, cfg.dtype, cfg.attention, window=None, sink=0, num_action_layers=layers)
     weights, velocity = dit.stack(params["dit"], net.dit), bidirectional(net)
-    table = sigmas(cfg.shift)
+    table = sigmas(cfg.shift_in(world))
     levels = jnp.asarray(np.append(table[:: len(table) // _STEPS], 0.0), jnp.float32)
 
     def step(x, pair):

@@ -55,7 +55,7 @@ def measure_control(cfg: TrainConfig, name: str, params: dict, clips: ClipBatch)
     of a ladder whose stages score as many can be compared."""
     clips = _begin(clips, getattr(cfg, name).latents, cfg.world.vae.temporal_stride)
     if name == "foundation":
-        shift = cfg.foundation.shift
+        shift = cfg.foundation.shift_in(cfg.world)
         measured = jax.jit(lambda params, clips: foundation_control(cfg.world, params, clips, shift=shift))
     else:
         world = cfg.world

@@ -6,6 +6,7 @@ A feed's state is how many clips all processes have taken, so a run continues at
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,9 @@ def make(
     pixels = isinstance(spec, VideoBatch)
     frames = spec.video.shape[1] if pixels else spec.actions.keyboard.shape[1]
     encode = videos if pixels else clip_encoder(cfg.world, frozen, dtype)
+    played = (lambda window: VideoBatch(window.frames)) if pixels else encode
     if cfg.data.path is None:
-        how = frames, encode, jax.tree.structure(spec), cache
+        how = frames, played, jax.tree.structure(spec), dtype, cache
         train = _played(cfg, cfg.data.clips, cfg.data.seed, *how)
         held_out = _played(cfg, cfg.data.validation_clips, cfg.data.seed + 1, *how)
         return (
@@ -77,10 +79,13 @@ def make(
     return train, lambda rows, batch: next(validation(rows, batch))
 
 
-def _played(cfg: TrainConfig, count: int, seed: int, frames: int, encode: Callable, structure: Any, cache: Path) -> Any:
+def _played(
+    cfg: TrainConfig, count: int, seed: int, frames: int, encode: Callable, structure: Any, dtype: str, cache: Path
+) -> Any:
     """`count` clips of the config's engine as the stage takes them, from `cache` if they were played before."""
-    what = f"{cfg.data.engine}-{cfg.data.agent}-{frames}-{count}-{seed}"
-    path = cache / f"{what}.npz"
+    decisive = f"{cfg.data.mouse_scale} {cfg.world.control} {cfg.world.dit.action} {dtype}"
+    mark = sha256(decisive.encode()).hexdigest()[:8]
+    path = cache / f"{cfg.data.engine}-{cfg.data.agent}-{frames}-{count}-{seed}-{mark}.npz"
     engine = make_engine(cfg.data.engine, size=(cfg.world.height, cfg.world.width))
     agent = make_agent(cfg.data.agent, engine)
     schema = schema_of(engine, cfg.data.engine, {}, cfg.data.mouse_scale)
@@ -112,7 +117,7 @@ class MemoryFeed:
         places = self._position + np.arange(self._batch)[self._rows]
         self._position += self._batch
         chosen = np.asarray([self._order(place // self._count)[place % self._count] for place in places])
-        return jax.tree.map(lambda leaf: leaf[chosen], self._items)
+        return jax.tree.map(lambda leaf: _floats(leaf[chosen]), self._items)
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self._seed, epoch)).permutation(self._count)
@@ -142,7 +147,12 @@ class EncodedFeed:
 
 def videos(window: Window) -> VideoBatch:
     """What the autoencoder's stage takes."""
-    return VideoBatch(np.asarray(window.frames, np.float32) / 127.5 - 1)
+    return VideoBatch(_floats(window.frames))
+
+
+def _floats(leaf: np.ndarray) -> np.ndarray:
+    """Pictures, which are held as bytes, in [-1, 1]; anything else as it is."""
+    return leaf.astype(np.float32) / 127.5 - 1 if leaf.dtype == np.uint8 else leaf
 
 
 def clip_encoder(world: WorldConfig, params: dict, dtype: str) -> Callable[[Window], ClipBatch]:

@@ -7,6 +7,7 @@ denoised: half of what the released code keeps for a window of 6 and chunks of 3
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -64,5 +65,6 @@ def write(
     ring: Float[Array, "b u *rest"], new: Float[Array, "b t *rest"], where: Int[Array, "b t"]
 ) -> Float[Array, "b u *rest"]:
     """`ring` with the frames of `new` at the slots `where`; a slot past the end is not written."""
-    rows = jnp.arange(where.shape[0])[:, None]
-    return ring.at[rows, where].set(new.astype(ring.dtype), mode="drop")
+    # A map over the batch, not indices of its rows: these the partitioner would gather on every device.
+    put = jax.vmap(lambda ring, new, where: ring.at[where].set(new, mode="drop"))
+    return put(ring, new.astype(ring.dtype), where)

@@ -32,22 +32,37 @@ _IMAGE_EPS = 1e-5  # of the norms around the image tokens' MLP
 
 
 class TimeEmbedding(nn.Module):
-    """Timesteps [...] in [0, 1000] -> embedding e [..., d] and block modulation e0 [..., 6, d], float32."""
+    """Timesteps [...] in [0, 1000] -> embedding e [..., d] and block modulation e0 [..., 6, d], all in float32, as the
+    released code has it: what is subtracted in distillation differs by less than bfloat16 rounds.
+
+    `shift` [..., d], which broadcasts against e, is added to it.
+    """
 
     cfg: DiTConfig
-    dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, timestep):
+    def __call__(self, timestep, shift=None):
         half = self.cfg.time_dim // 2
         freqs = jnp.asarray(10000.0 ** (-np.arange(half) / half), jnp.float32)
         angles = timestep.astype(jnp.float32)[..., None] * freqs
-        h = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1).astype(self.dtype)
-        h = jax.nn.silu(nn.Dense(self.cfg.dim, dtype=self.dtype, name="in")(h))
-        e = nn.Dense(self.cfg.dim, dtype=self.dtype, name="out")(h)
-        e0 = nn.Dense(6 * self.cfg.dim, dtype=self.dtype, name="modulation")(jax.nn.silu(e))
-        e0 = e0.reshape(*timestep.shape, 6, self.cfg.dim)
-        return e.astype(jnp.float32), e0.astype(jnp.float32)
+        h = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+        h = jax.nn.silu(nn.Dense(self.cfg.dim, dtype=jnp.float32, name="in")(h))
+        e = nn.Dense(self.cfg.dim, dtype=jnp.float32, name="out")(h)
+        e = e if shift is None else e + shift
+        e0 = nn.Dense(6 * self.cfg.dim, dtype=jnp.float32, name="modulation")(jax.nn.silu(e))
+        return e, e0.reshape(*e.shape[:-1], 6, self.cfg.dim)
+
+
+class ActionShift(nn.Module):
+    """The rows that each latent frame sees, keyboard and mouse, -> what they add to its time embedding [b, t, d]."""
+
+    cfg: DiTConfig
+
+    @nn.compact
+    def __call__(self, keyboard, mouse):
+        rows = jnp.concatenate([keyboard, mouse], -1).astype(jnp.float32)
+        h = jax.nn.silu(nn.Dense(self.cfg.dim, dtype=jnp.float32, name="in")(rows))
+        return nn.Dense(self.cfg.dim, dtype=jnp.float32, name="out")(h)
 
 
 class ImageTokens(nn.Module):
@@ -69,7 +84,6 @@ class Head(nn.Module):
     """Tokens [b, t, s, d] and time embedding e [b, t, d] -> patches [b, t, s, patch * patch * c], float32."""
 
     cfg: DiTConfig
-    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x, e):
@@ -77,13 +91,12 @@ class Head(nn.Module):
         modulation = self.param("modulation", nn.initializers.normal(cfg.dim**-0.5), (2, cfg.dim))
         shift, scale = jnp.moveaxis(modulation.astype(jnp.float32) + e[..., None, :], -2, 0)
         h = layer_norm(x.astype(jnp.float32), cfg.eps) * (1 + scale[:, :, None]) + shift[:, :, None]
-        out = nn.Dense(cfg.patch**2 * cfg.latent_channels, dtype=self.dtype, name="out")
-        return out(h.astype(self.dtype)).astype(jnp.float32)
+        return nn.Dense(cfg.patch**2 * cfg.latent_channels, dtype=jnp.float32, name="out")(h)
 
 
 def init(key: PRNGKeyArray, cfg: DiTConfig, dtype=jnp.float32) -> dict:
     """Random parameters in `dtype`, blocks not stacked; the head and the action modules put out zeros at first."""
-    return create(shapes(cfg), key, dtype, zero=r"^head/out/|/action/\w+/o/")
+    return create(shapes(cfg), key, dtype, zero=r"^head/out/|^actions/out/|/action/\w+/o/")
 
 
 def shapes(cfg: DiTConfig) -> dict:
@@ -102,11 +115,13 @@ def shapes(cfg: DiTConfig) -> dict:
         return jax.eval_shape(run, jax.random.key(0))["params"]
 
     kinds = {kind: block(kind) for kind in (True, False)}
+    extra = {"actions": of(ActionShift(cfg), context.keyboard, context.mouse)} if cfg.action.additive else {}
     return {
+        **extra,
         "patch": of(nn.Dense(cfg.dim), jnp.zeros((1, cfg.patch**2 * cfg.in_channels))),
-        "time": of(TimeEmbedding(cfg, f32), jnp.zeros(1)),
+        "time": of(TimeEmbedding(cfg), jnp.zeros(1)),
         "image": of(ImageTokens(cfg, f32), jnp.zeros((1, 1, cfg.image_dim))),
-        "head": of(Head(cfg, f32), x, e),
+        "head": of(Head(cfg), x, e),
         "blocks": {str(layer): kinds[layer < cfg.num_action_layers] for layer in range(cfg.num_layers)},
     }
 
@@ -198,8 +213,15 @@ def _embed(params, cfg, x, condition, dtype):
     return nn.Dense(cfg.dim, dtype=dtype).apply({"params": params["patch"]}, x)
 
 
-def _finish(params, cfg, x, e, dtype):
-    x = Head(cfg, dtype).apply({"params": params["head"]}, x, e)
+def _embed_time(params, cfg, timestep, context: Context):
+    """Time embedding and block modulation, shifted by the actions where the config says so."""
+    rows = context.keyboard, context.mouse
+    shift = ActionShift(cfg).apply({"params": params["actions"]}, *rows) if cfg.action.additive else None
+    return TimeEmbedding(cfg).apply({"params": params["time"]}, timestep, shift)
+
+
+def _finish(params, cfg, x, e):
+    x = Head(cfg).apply({"params": params["head"]}, x, e)
     h, w = cfg.grid
     return rearrange(x, "b t (h w) (p q c) -> b t (h p) (w q) c", h=h, w=w, p=cfg.patch, q=cfg.patch)
 
@@ -216,7 +238,7 @@ class Chunk(NamedTuple):
 
 def _run(params, cfg, x, timestep, chunk: Chunk, dtype, attention):
     """One chunk of a stream through the blocks: (tokens, time embedding, own keys and values a layer)."""
-    e, e0 = TimeEmbedding(cfg, dtype).apply({"params": params["time"]}, timestep)
+    e, e0 = _embed_time(params, cfg, timestep, chunk.context)
     x = _embed(params, cfg, x, chunk.condition, dtype)
 
     def body(has_action, variables, x, image: KV, past: BlockKV):
@@ -238,7 +260,7 @@ def denoise(
 ) -> Float[Array, "b t h w c"]:
     """Velocity (noise - x0) of a noisy chunk, float32. The cache is only read."""
     x, e, _ = _run(params, cfg, x, timestep, chunk, dtype, attention)
-    return _finish(params, cfg, x, e, dtype)
+    return _finish(params, cfg, x, e)
 
 
 def commit(
@@ -248,9 +270,11 @@ def commit(
     chunk: Chunk,
     dtype,
     attention: AttentionKind = "xla",
+    timestep: float = 0.0,
 ) -> Layers:
-    """The cache with the keys and values of a finished chunk, computed at timestep 0 on its clean latents."""
-    _, _, own = _run(params, cfg, x, jnp.zeros((1, 1), jnp.float32), chunk, dtype, attention)
+    """The cache with the keys and values of a finished chunk `x`: clean latents at timestep 0, or noised ones at the
+    timestep of their noise."""
+    _, _, own = _run(params, cfg, x, jnp.full((1, 1), timestep, jnp.float32), chunk, dtype, attention)
     where = slots(cfg, chunk.position, x.shape[1])
     put = jax.vmap(write, (1, 1, None), 1) if isinstance(own, dict) else write
     return jax.tree.map(lambda ring, new: put(ring, new, where), chunk.cache, own)
@@ -261,7 +285,7 @@ def activations(params: dict, cfg: DiTConfig, x: Array, timestep: Array, chunk: 
 
     Keys: "patch", "time", "blocks/N" and "blocks/N/PART" with PART self_attention, cross_attention or action.
     """
-    _, e0 = TimeEmbedding(cfg, dtype).apply({"params": params["time"]}, timestep)
+    _, e0 = _embed_time(params, cfg, timestep, chunk.context)
     x = _embed(params, cfg, x, chunk.condition, dtype)
     seen = {"patch": x, "time": e0}
     for layer in range(cfg.num_layers):
@@ -314,7 +338,7 @@ def forward(
     `mask` [t, u] says which latent frames a frame sees; None lets every frame see every frame (the foundation model).
     No gradient flows through the keys and values of the first `detached` frames.
     """
-    e, e0 = TimeEmbedding(cfg, dtype).apply({"params": params["time"]}, timestep)
+    e, e0 = _embed_time(params, cfg, timestep, context)
     tokens = image_tokens(params, cfg, features, dtype)
     sight = Sight(mask=mask, detached=detached)
 
@@ -325,4 +349,4 @@ def forward(
         return x, None
 
     x, _ = _through(params, cfg, body, _embed(params, cfg, x, condition, dtype))
-    return _finish(params, cfg, x, e, dtype)
+    return _finish(params, cfg, x, e)

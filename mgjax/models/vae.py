@@ -55,6 +55,15 @@ def settled_latents(cfg: VAEConfig) -> int:
     return settled + 2 * 4 + 2 + 1
 
 
+def trained_latents(cfg: VAEConfig) -> int:
+    """Fewest latent frames of a clip in which every tap of every convolution reads a frame that is there.
+
+    Three for the three taps at the latent rate; where time is up-sampled one more, as the first up-sampler's memory
+    shows zeros in place of latent frame 0.
+    """
+    return 3 + any(cfg.temporal_downsample)
+
+
 def _conv3d(frames: Array, kernel: Array) -> Array:
     kh, kw, _, features = kernel.shape
     kernel = kernel.reshape(kh, kw, 3, -1, features).transpose(2, 0, 1, 3, 4)

@@ -70,6 +70,8 @@ ROLES = (
     "critic_score",
     "critic_exit",
     "crop",
+    "context",
+    "start",
 )
 
 

@@ -21,7 +21,7 @@ def stage():
     from mgjax.train.stage import Stage, TrainState, fold
     from mgjax.train_config import EMAConfig, OptimizerConfig
 
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, weight_decay=0.01))
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, weight_decay=0.01), 1)
     ema = EMAConfig(decay=0.9, start=3)
 
     def init(key, pretrained):

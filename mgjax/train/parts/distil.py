@@ -38,9 +38,10 @@ class Distillation(NamedTuple):
     export: Callable[[TrainState], dict]
 
 
-def distillation(cfg: SelfForcingStage, net: Network) -> Distillation:
+def distillation(cfg: SelfForcingStage, net: Network, shift: float) -> Distillation:
     """Teacher, critic and generator of one stage; the critic starts as a copy of the teacher."""
-    optimizer, critic_optimizer = make_optimizer(cfg.optimizer), make_optimizer(cfg.critic)
+    optimizer = make_optimizer(cfg.optimizer, -(-cfg.steps // cfg.ratio))
+    critic_optimizer = make_optimizer(cfg.critic, cfg.steps)
     tune = tuning(cfg.lora)
 
     def init(key: Array, pretrained: dict) -> TrainState:
@@ -61,8 +62,8 @@ def distillation(cfg: SelfForcingStage, net: Network) -> Distillation:
             critic_opt_state=critic_optimizer.init(critic),
         )
 
-    def draw(key: Array, shape: tuple[int, ...]) -> Score:
-        return draw_score(key, shape, cfg.shift, cfg.score_range)
+    def draw(key: Array, latents: tuple[int, ...]) -> Score:
+        return draw_score(key, latents, shift, cfg.score_range)
 
     def generator_loss(state, x, clips: ClipBatch, score: Score, start: Int[Array, ""] | int = 0, weight=None):
         velocity = bidirectional(net, start)

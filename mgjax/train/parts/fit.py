@@ -14,7 +14,7 @@ from mgjax.train.parts.lora import tuning
 from mgjax.train.parts.network import Velocity
 from mgjax.train.parts.optim import gradients, make_optimizer, start_ema, update, update_ema
 from mgjax.train.stage import Metrics, Params, Stage, TrainState
-from mgjax.train_config import StageConfig
+from mgjax.train_config import DiTStage
 from mgjax.types import Actions, ClipBatch
 
 BUCKETS = (125, 250, 375, 500, 625, 750, 875)  # timesteps of the validation loss
@@ -24,7 +24,7 @@ Loss = Callable[[Params, TrainState, Any], tuple[Array, Metrics]]
 
 def fit_stage(
     name: str,
-    cfg: StageConfig,
+    cfg: DiTStage,
     world: WorldConfig,
     net: DiTConfig,
     draw: Callable[[TrainState, Any], Any],
@@ -37,7 +37,7 @@ def fit_stage(
     """A stage that trains a DiT of config `net` on `loss(weights, state, (batch, draws))`, where `draws = draw(state,
     batch)` has the batch on the leading axis of every leaf. `teacher`: what training starts from also stays, frozen,
     as teacher."""
-    optimizer, tune = make_optimizer(cfg.optimizer), tuning(cfg.lora)
+    optimizer, tune = make_optimizer(cfg.optimizer, cfg.steps), tuning(cfg.lora)
 
     def init(key, pretrained):
         weights = starting_weights(key, net, pretrained.get("dit"))
@@ -69,7 +69,7 @@ def fit_stage(
         name=name,
         init=init,
         step=step,
-        batch_spec=lambda batch: clip_spec(world, batch, cfg.latents),
+        batch_spec=lambda batch: clip_spec(world, batch, cfg.clip_latents),
         evaluate=lambda state, batch: evaluate(weights_of(state), batch),
         export=lambda state: {"dit": dit.unstack(weights_of(state), net)},
         prepare=prepare,

@@ -6,15 +6,15 @@ Parameters are stacked and float32; they are cast to the compute dtype here, so 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mgjax.config import AttentionKind, DiTConfig, WorldConfig
-from mgjax.diffusion.flow import timestep
+from mgjax.diffusion.flow import add_noise, timestep
 from mgjax.models import dit
 from mgjax.models.context import Context
 from mgjax.models.masks import block_causal, teacher_forcing
@@ -43,6 +43,15 @@ def network_of(world: WorldConfig, dtype: str, attention: AttentionKind, **chang
 def cast(params: Params, dtype) -> Params:
     """Floating leaves in `dtype`."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, params)
+
+
+def hide_actions(clips: ClipBatch, hidden: Bool[Array, " b"]) -> ClipBatch:
+    """The clips, those that are `hidden` with null actions."""
+
+    def choose(real, null):
+        return jnp.where(hidden[:, None, None], null, real)
+
+    return clips._replace(actions=jax.tree.map(choose, clips.actions, null_actions(clips).actions))
 
 
 def null_actions(clips: ClipBatch) -> ClipBatch:
@@ -94,14 +103,34 @@ def _whole(net: Network, mask_of: Callable[[int], np.ndarray | None], start) -> 
     return velocity
 
 
-def forced(net: Network, past: Float[Array, "b t h w c"], detached: bool = False) -> Velocity:
-    """Chunks see the clean `past` of their clips at timestep 0 (teacher forcing): one pass over [past, x]. `sigma` [b,
-    t].
+class PastNoise(NamedTuple):
+    """In what noise chunks see the past of their clips."""
+
+    noise: Float[Array, "b t h w c"]
+    sigma: Float[Array, "#b"]
+
+
+def draw_past(key: Array, clips: ClipBatch, limit: float) -> PastNoise | None:
+    """A level for every clip, evenly up to sigma `limit`; None for a clean past."""
+    if not limit:
+        return None
+    noise_key, level_key = jax.random.split(key)
+    shape = clips.latents.shape
+    return PastNoise(jax.random.normal(noise_key, shape), limit * jax.random.uniform(level_key, shape[:1]))
+
+
+def forced(
+    net: Network, past: Float[Array, "b t h w c"], noise: PastNoise | None = None, detached: bool = False
+) -> Velocity:
+    """Chunks see the `past` of their clips (teacher forcing), clean at timestep 0 or in `noise` at its timestep: one
+    pass over [past, x]. `sigma` [b, t].
 
     `detached`: no gradient flows into how the clean half's keys and values are computed, as in a stream's cache.
     """
     frames = past.shape[1]
     mask = teacher_forcing(net.dit, frames)
+    level = jnp.zeros((1, 1)) if noise is None else noise.sigma[:, None]
+    past = past if noise is None else add_noise(past, noise.noise, noise.sigma)
 
     def twice(tree):
         return jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf], 1), tree)
@@ -111,7 +140,7 @@ def forced(net: Network, past: Float[Array, "b t h w c"], detached: bool = False
             cast(params, net.dtype),
             net.dit,
             jnp.concatenate([past, x], 1),
-            timestep(jnp.concatenate([jnp.zeros_like(sigma), sigma], 1)),
+            timestep(jnp.concatenate([jnp.broadcast_to(level, sigma.shape), sigma], 1)),
             twice(conditions(net, clips, 0, frames)),
             clips.features,
             twice(context(net, clips.actions, 0, frames)),

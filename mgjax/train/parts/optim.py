@@ -1,4 +1,4 @@
-"""One update of trained parameters: gradients over micro-batches, AdamW, moving average.
+"""One update of trained parameters: gradients over micro-batches, the optimiser, the moving average.
 
 Keys never enter a loss: what a step draws is drawn for the whole batch first and then cut together with it, so a step
 over m micro-batches is the step over one batch.
@@ -15,16 +15,64 @@ from jaxtyping import Array, Int
 from mgjax.train.stage import Metrics, Params
 from mgjax.train_config import EMAConfig, OptimizerConfig
 
+_ALWAYS = 2**31 - 1  # the loop says when there were too many updates that are not finite, not the optimiser
 
-def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
-    """Clipping by the global norm, then AdamW with a linear warm-up."""
-    rate = cfg.learning_rate
-    if cfg.warmup:
-        rate = optax.linear_schedule(rate / cfg.warmup, rate, cfg.warmup - 1)
-    return optax.chain(
-        optax.clip_by_global_norm(cfg.clip),
-        optax.adamw(rate, b1=cfg.b1, b2=cfg.b2, eps=cfg.eps, weight_decay=cfg.weight_decay),
-    )
+
+def make_optimizer(cfg: OptimizerConfig, updates: int) -> optax.GradientTransformation:
+    """Clipping by the global norm, then AdamW or Muon at the rates of `schedule`; an update that is not finite changes
+    nothing. Weights that are no matrices (norms, biases, modulations) do not decay."""
+    rate = schedule(cfg, updates)
+    if cfg.kind == "muon":
+        rule = optax.contrib.muon(
+            rate,
+            beta=0.95,
+            adam_b1=cfg.b1,
+            adam_b2=cfg.b2,
+            weight_decay=cfg.weight_decay,
+            weight_decay_mask=_matrices,
+            adam_weight_decay=0.0,
+            muon_weight_dimension_numbers=_as_matrices,
+            consistent_rms=0.2,  # of an update, as AdamW's is: one rate serves both (arXiv:2502.16982)
+        )
+    else:
+        rule = optax.adamw(rate, cfg.b1, cfg.b2, cfg.eps, weight_decay=cfg.weight_decay, mask=_matrices)
+    return optax.apply_if_finite(optax.chain(optax.clip_by_global_norm(cfg.clip), rule), _ALWAYS)
+
+
+def schedule(cfg: OptimizerConfig, updates: int) -> optax.Schedule:
+    """The rate of each of `updates` updates: a linear rise over `cfg.warmup` of them, then the rate itself, and over
+    the last `cfg.decay` of them, a share, a linear fall to zero."""
+    fall = round(cfg.decay * updates)
+    rise = min(cfg.warmup, updates - fall)
+    parts, ends = [optax.schedules.constant_schedule(cfg.learning_rate)], []
+    if rise:
+        start = cfg.learning_rate / rise
+        parts, ends = [optax.schedules.linear_schedule(start, cfg.learning_rate, max(1, rise - 1)), *parts], [rise]
+    if fall:
+        parts.append(optax.schedules.linear_schedule(cfg.learning_rate, 0.0, fall))
+        ends.append(updates - fall)
+    return optax.schedules.join_schedules(parts, ends)
+
+
+def _kernel(path) -> bool:
+    return path[-1].key in ("kernel", "a", "b")
+
+
+def _matrices(params: Params) -> Params:
+    """Which leaves are matrices: kernels and low-rank factors, whatever layers they are stacked over."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: _kernel(path), params)
+
+
+def _as_matrices(params: Params) -> Params:
+    """How Muon reads a leaf: its last axis out, all others but stacked layers in; None leaves it to Adam."""
+
+    def numbers(path, leaf):
+        if not _kernel(path) or leaf.ndim < 2:
+            return None
+        layers = 1 if path[0].key == "blocks" and path[1].key in ("action", "plain") else 0
+        return optax.contrib.MuonDimensionNumbers(tuple(range(layers, leaf.ndim - 1)), leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(numbers, params)
 
 
 def gradients(
@@ -83,5 +131,4 @@ def update_ema(cfg: EMAConfig | None, ema: Params | None, params: Params, step: 
     """Before step `cfg.start` the parameters themselves, then ema <- d ema + (1 - d) params, float32."""
     if cfg is None:
         return None
-    decay = jnp.where(step < cfg.start, 0.0, cfg.decay)
-    return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
+    return optax.incremental_update(params, ema, jnp.where(step < cfg.start, 1.0, 1 - cfg.decay))

@@ -20,17 +20,18 @@ from mgjax.diffusion.flow import clean, timestep
 from mgjax.diffusion.rollout import rollout, sample
 from mgjax.diffusion.schedule import step_sigmas
 from mgjax.models import dit
-from mgjax.train.parts.network import Network, cast, forced
+from mgjax.train.parts.network import Network, PastNoise, cast, forced
 from mgjax.train.stage import Params
 from mgjax.types import Actions, ClipBatch, ImageCondition, StreamState
 from mgjax.world import World
 
 
 class Rolled(NamedTuple):
-    """Chunks of a rollout, and of each what its last step was given."""
+    """Chunks of a rollout, and of each what its last step was given and in what noise it is remembered."""
 
     latents: Float[Array, "i b t h w c"]
     last: Float[Array, "i b t h w c"]
+    noise: Float[Array, "i b t h w c"] | None  # None: remembered as it is
 
 
 def student_levels(world: WorldConfig) -> np.ndarray:
@@ -66,10 +67,10 @@ def chunk_rows(net: Network, actions: Actions, start: Int[Array, ""] | int, chun
     return Actions(*map(cut, actions))
 
 
-def draw_noise(key: Array, net: Network, batch: int, chunks: int, steps: int) -> Float[Array, "b i steps t h w c"]:
-    """All noise of a rollout, the batch on the leading axis."""
+def draw_noise(key: Array, net: Network, batch: int, chunks: int, draws: int) -> Float[Array, "b i draws t h w c"]:
+    """All noise of a rollout (`SamplerConfig.draws` a chunk), the batch on the leading axis."""
     shape = net.dit.chunk, net.dit.latent_height, net.dit.latent_width, net.dit.latent_channels
-    return jax.random.normal(key, (batch, chunks, steps, *shape))
+    return jax.random.normal(key, (batch, chunks, draws, *shape))
 
 
 def roll(
@@ -77,7 +78,7 @@ def roll(
     params: dict,
     state: StreamState,
     rows: Actions,
-    noise: Float[Array, "b i steps t h w c"],
+    noise: Float[Array, "b i draws t h w c"],
     exit: Int[Array, ""],
 ) -> tuple[Rolled, StreamState]:
     """Carries streams on by the chunks of `rows`, leaving every chunk after step `exit`."""
@@ -87,7 +88,8 @@ def roll(
         rows, noise = inputs
         network = world.network(params, state, rows)
         made = sample(network.denoise, noise, levels, exit)
-        return Rolled(made.x0, made.last), network.commit(made.x0)
+        remembered = noise[:, len(levels)] if world.cfg.sampler.context else None
+        return Rolled(made.x0, made.last, remembered), network.commit(made.x0, remembered)
 
     return rollout(step, state, (rows, jnp.moveaxis(noise, 1, 0)))
 
@@ -99,15 +101,23 @@ def clip_of(chunks: Float[Array, "i b t h w c"]) -> Float[Array, "b t2 h w c"]:
 
 
 def replay(
-    net: Network, weights: Params, clips: ClipBatch, rolled: Rolled, sigma: Float[Array, ""], kv_gradient: bool = False
+    net: Network,
+    weights: Params,
+    clips: ClipBatch,
+    rolled: Rolled,
+    sigma: Float[Array, ""],
+    context: float = 0.0,
+    kv_gradient: bool = False,
 ) -> Float[Array, "b t h w c"]:
     """The latents of `rolled`, which began at frame 0 of `clips`, as a differentiable function of `weights`.
+    `context` is the sigma in which the world remembers chunks.
 
     `kv_gradient` also trains how clean frames are written into the cache: another estimator, which Self-Forcing is not.
     """
     past, last = clip_of(rolled.latents), clip_of(rolled.last)
     sigma = jnp.broadcast_to(sigma, last.shape[:2])
-    velocity = forced(net, past, detached=not kv_gradient)
+    noise = None if rolled.noise is None else PastNoise(clip_of(rolled.noise), jnp.full(1, context))
+    velocity = forced(net, past, noise, detached=not kv_gradient)
     return clean(last, velocity(weights, last, sigma, clips), sigma)
 
 
@@ -135,7 +145,9 @@ def repeat_steps(
 
     def body(state, inputs):
         rows, made = inputs
-        return world.network(params, state, rows).commit(made.latents), step(weights, state, rows, made.last)
+        return world.network(params, state, rows).commit(made.latents, made.noise), step(
+            weights, state, rows, made.last
+        )
 
     _, x0 = jax.lax.scan(body, state, (rows, rolled))
     return clip_of(x0)

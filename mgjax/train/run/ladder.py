@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from mgjax import checkpoint, sharding
-from mgjax.config import WorldConfig
+from mgjax.config import VAEConfig, WorldConfig
 from mgjax.errors import InputError
 from mgjax.eval.samples import sampler
 from mgjax.eval.verdict import measure_control
@@ -26,10 +28,11 @@ from mgjax.models.graft import count_actions
 from mgjax.train.run import loop
 from mgjax.train.run.report import write_summary
 from mgjax.train.stages import make_stage
-from mgjax.train.stages.autoencoder import measured
+from mgjax.train.stages.autoencoder import measured, statistics
 from mgjax.train_config import TrainConfig, fingerprint
 
 AUTOENCODERS = ("vae", "taehv")
+_MEASURED = 64  # clips whose latents give the statistics of a new autoencoder
 _INIT = {"dit": dit.init, "vae": vae.init, "taehv": taehv.init, "clip": clip.init}
 
 
@@ -72,7 +75,11 @@ def train_stage(cfg: TrainConfig, name: str, out: Path, *, resume: bool) -> bool
     began = time.monotonic()
     state, finished = loop.run(job, cfg.run, folder, resume=resume)
     if finished:
-        exported = write_weights(cfg, name, jax.jit(stage.export)(state), state, parents, result)
+        exported = jax.jit(stage.export)(state)
+        if name == "vae":
+            found = measure_latents(cfg, exported["vae"], make_feed, mesh)
+            cfg = dataclasses.replace(cfg, world=dataclasses.replace(cfg.world, vae=found))
+        exported = write_weights(cfg, name, exported, parents, result)
         if jax.process_index() == 0:
             facts = {"steps": stage_cfg.steps, "seconds": time.monotonic() - began, "mesh": dict(mesh.shape)}
             if "dit" in exported and held_out and cfg.run.control_clips:
@@ -150,14 +157,23 @@ def _random(world: WorldConfig, name: str) -> dict:
     return jax.jit(lambda: _INIT[name](jax.random.key(0), getattr(world, name)))()
 
 
-def write_weights(
-    cfg: TrainConfig, name: str, exported: dict, state: Any, parents: dict[str, Path], folder: Path
-) -> dict:
+def measure_latents(cfg: TrainConfig, params: dict, make_feed: batches.MakeFeed, mesh: Mesh) -> VAEConfig:
+    """The autoencoder's config with the statistics of the latents that the exported `params` make of whole clips."""
+    layout, size = sharding.batch_sharding(mesh), cfg.vae.batch
+    feed = make_feed(sharding.local_rows(layout, size), size)
+    program = jax.jit(
+        lambda params, video: statistics(params, cfg.world.vae, video, jnp.dtype(cfg.vae.dtype)),
+        out_shardings=sharding.replicated(mesh),
+    )
+    with jax.set_mesh(mesh):
+        found = [program(params, sharding.place(next(feed).video, layout, size)) for _ in range(-(-_MEASURED // size))]
+    return measured(cfg.world.vae, jax.device_get(found))
+
+
+def write_weights(cfg: TrainConfig, name: str, exported: dict, parents: dict[str, Path], folder: Path) -> dict:
     """Writes what a stage exports and the frozen components, as a checkpoint that `mgjax generate` takes; returns what
     the stage exports as it is on this host."""
     world = cfg.world
-    if name == "vae":
-        world = dataclasses.replace(world, vae=measured(world.vae, state))
     if "dit" in exported:
         layers = count_actions(exported["dit"])
         window = {"window": None, "sink": 0} if name == "foundation" else {}

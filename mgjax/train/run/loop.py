@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -113,18 +112,6 @@ def abstract_state(stage: Stage, mesh: Mesh, pretrained: dict) -> TrainState:
     return sharding.with_shardings(shapes, sharding.tree_shardings(shapes, mesh))
 
 
-def guarded(step: Callable) -> Callable:
-    """`step`, except that one with a metric that is not finite changes nothing but the step's number."""
-
-    def guard(state, batch):
-        after, metrics = step(state, batch)
-        finite = jnp.stack([jnp.isfinite(value).all() for value in metrics.values()]).all()
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
-        return kept._replace(step=after.step), metrics
-
-    return guard
-
-
 def jit_step(stage: Stage, mesh: Mesh, state: TrainState) -> Callable:
     """The stage's step over the mesh: the state stays where it is and is donated, the batch lies over data and fsdp.
 
@@ -132,7 +119,7 @@ def jit_step(stage: Stage, mesh: Mesh, state: TrainState) -> Callable:
     """
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(
-        guarded(stage.step),
+        stage.step,
         in_shardings=(layout, sharding.batch_sharding(mesh)),
         out_shardings=(layout, sharding.replicated(mesh)),
         donate_argnums=0,

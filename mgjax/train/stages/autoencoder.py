@@ -6,7 +6,8 @@
 (2) L = |x' - x| + w_sharp sum over scales |grad x' - grad x| + (z' - z)^2
 
 The last term of (1) sharpens without a perceptual network: it is the difference of neighbouring pixels at full, half
-and quarter size. Mean and deviation of each latent channel are measured while training (`measured`).
+and quarter size. Mean and deviation of each latent channel are measured at the end, with the exported weights on whole
+clips (`measured`).
 """
 
 from dataclasses import replace
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from mgjax.config import VAEConfig, WorldConfig
@@ -25,20 +27,26 @@ from mgjax.train_config import VAEStage
 from mgjax.types import VideoBatch
 
 _SCALES = 3
-_MEMORY = 0.99  # of the running statistics
 
 
 class Statistics(NamedTuple):
-    """Running first and second moments of the latents as the encoder gives them."""
+    """First and second moments of the latents as the encoder gives them."""
 
     mean: Float[Array, " c"]
     square: Float[Array, " c"]
 
 
-def measured(cfg: VAEConfig, state: TrainState) -> VAEConfig:
-    """`cfg` with the latent statistics of a trained state: what its worlds must be built with."""
-    deviation = jnp.sqrt(jnp.maximum(state.stream.square - state.stream.mean**2, 1e-8))
-    return replace(cfg, latent_mean=tuple(state.stream.mean.tolist()), latent_std=tuple(deviation.tolist()))
+def statistics(params: dict, cfg: VAEConfig, video: Float[Array, "b f h w 3"], dtype=jnp.float32) -> Statistics:
+    """Of the latents that an exported VAE makes of whole clips."""
+    mean, _ = vae.encode_moments(cast(params, dtype), cfg, video, dtype=dtype)
+    return Statistics(mean.mean((0, 1, 2, 3)), jnp.square(mean).mean((0, 1, 2, 3)))
+
+
+def measured(cfg: VAEConfig, batches: list[Statistics]) -> VAEConfig:
+    """`cfg` with the latent statistics of equally large batches: what its worlds must be built with."""
+    mean, square = (np.mean(np.stack(moments), 0, dtype=np.float64) for moments in zip(*batches, strict=True))
+    deviation = np.sqrt(np.maximum(square - mean**2, 1e-8))
+    return replace(cfg, latent_mean=tuple(mean.tolist()), latent_std=tuple(deviation.tolist()))
 
 
 def sharpness(made: Float[Array, "b f h w 3"], video: Float[Array, "b f h w 3"]) -> Float[Array, ""]:
@@ -68,7 +76,7 @@ def make_stage(cfg: VAEStage, world: WorldConfig) -> Stage:
     """Stage "vae", on `VideoBatch`es.
 
     Raises:
-        ValueError: the crop does not fit the picture, or is not whole latents.
+        ValueError: the crop does not fit the picture or is not whole latents, or the clips are too short.
     """
     dtype = jnp.dtype(cfg.dtype)
 
@@ -93,7 +101,7 @@ def make_stage(cfg: VAEStage, world: WorldConfig) -> Stage:
             "sharpness": sharpness(made, batch.video),
         }
         value = terms["reconstruction"] + cfg.kl_weight * terms["kl"] + cfg.sharpness_weight * terms["sharpness"]
-        return value, (terms, Statistics(mean.mean((0, 1, 2, 3)), jnp.square(mean).mean((0, 1, 2, 3))))
+        return value, terms
 
     def evaluate(params, state, batch):
         z = vae.encode(cast(params, dtype), world.vae, batch.video, dtype=dtype)
@@ -101,8 +109,7 @@ def make_stage(cfg: VAEStage, world: WorldConfig) -> Stage:
 
     def start(key, pretrained):
         params = pretrained["vae"] if "vae" in pretrained else vae.init(key, world.vae)
-        zeros = jnp.zeros(world.vae.latent_channels)
-        return params, {"stream": Statistics(zeros, zeros)}
+        return params, {}
 
     return _stage(cfg, world, "vae", start, draw, loss, evaluate)
 
@@ -129,7 +136,7 @@ def make_taehv_stage(cfg: VAEStage, world: WorldConfig) -> Stage:
             "latent": jnp.square(own - z).mean(),
         }
         value = terms["reconstruction"] + cfg.sharpness_weight * terms["sharpness"] + terms["latent"]
-        return value, (terms, None)
+        return value, terms
 
     def evaluate(params, state, batch):
         return _quality(run(params, state, batch.video)[2], batch.video)
@@ -147,7 +154,13 @@ def _quality(made, video):
 
 
 def _stage(cfg: VAEStage, world: WorldConfig, name: str, start, draw, loss, evaluate) -> Stage:
-    optimizer = make_optimizer(cfg.optimizer)
+    optimizer = make_optimizer(cfg.optimizer, cfg.steps)
+    stride, least = world.vae.temporal_stride, vae.trained_latents(world.vae)
+    if cfg.frames % stride != 1 % stride or (cfg.frames - 1) // stride + 1 < least:
+        raise ValueError(
+            f"clips of {cfg.frames} frames do not train every weight of this autoencoder: give {stride} n + 1 frames,"
+            f" at least {stride * (least - 1) + 1}"
+        )
     if cfg.crop is not None:
         for side, whole in zip(cfg.crop, (world.height, world.width), strict=True):
             if not 0 < side <= whole or side % world.vae.spatial_stride:
@@ -170,16 +183,12 @@ def _stage(cfg: VAEStage, world: WorldConfig, name: str, start, draw, loss, eval
             batch = VideoBatch(cropped(batch.video, cfg.crop, fold(state, "crop")))
 
         def part(params, piece):
-            value, (terms, statistics) = loss(params, state, piece)
-            return value, {**terms, "statistics": statistics}
+            return loss(params, state, piece)
 
         grads, metrics = gradients(part, state.params, (batch, draw(state, batch)), cfg.accumulate)
-        statistics = metrics.pop("statistics")
         params, opt_state, norm = update(optimizer, grads, state.params, state.opt_state)
-        memory = jnp.where(state.step == 0, 0.0, _MEMORY)
-        stream = jax.tree.map(lambda old, new: memory * old + (1 - memory) * new, state.stream, statistics)
         ema = update_ema(cfg.ema, state.ema, params, state.step)
-        state = state._replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema, stream=stream)
+        state = state._replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
         return state, {**metrics, **norm}
 
     def weights(state):

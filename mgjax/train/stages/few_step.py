@@ -18,7 +18,7 @@ from mgjax.diffusion.schedule import step_sigmas
 from mgjax.models import dit
 from mgjax.train.parts.fit import fit_stage, per_frame
 from mgjax.train.parts.lora import tuning
-from mgjax.train.parts.network import Network, forced, network_of, null_actions
+from mgjax.train.parts.network import Network, PastNoise, draw_past, forced, network_of, null_actions
 from mgjax.train.stage import Stage, fold
 from mgjax.train_config import FewStepStage
 from mgjax.types import ClipBatch
@@ -35,6 +35,7 @@ class PairBatch(NamedTuple):
 class Draws(NamedTuple):
     noise: Float[Array, "b t h w c"]
     level: Int[Array, "b t"]  # of the grid, or of the student's list; the same within a chunk
+    past: PastNoise | None
 
 
 def make_stage(cfg: FewStepStage, world: WorldConfig) -> Stage:
@@ -42,9 +43,9 @@ def make_stage(cfg: FewStepStage, world: WorldConfig) -> Stage:
     return _regression(cfg, world, net) if cfg.method == "ode" else _consistency(cfg, world, net)
 
 
-def _teacher(cfg: FewStepStage, net: Network, weights, clips: ClipBatch):
+def _teacher(cfg: FewStepStage, net: Network, weights, clips: ClipBatch, past: PastNoise | None = None):
     """The frozen model's velocity (x, sigma [b, t]), guided where the config says so."""
-    velocity = forced(net, clips.latents)
+    velocity = forced(net, clips.latents, past)
 
     def at(x, sigma):
         conditional = velocity(weights, x, sigma, clips)
@@ -55,9 +56,9 @@ def _teacher(cfg: FewStepStage, net: Network, weights, clips: ClipBatch):
     return at
 
 
-def _predict(net: Network, weights, clips: ClipBatch):
+def _predict(net: Network, weights, clips: ClipBatch, past: PastNoise | None = None):
     """The prediction of x0 (x, sigma [b, t])."""
-    velocity = forced(net, clips.latents)
+    velocity = forced(net, clips.latents, past)
     return lambda x, sigma: clean(x, velocity(weights, x, sigma, clips), sigma)
 
 
@@ -91,7 +92,7 @@ def _one_step_errors(net: Network, world: WorldConfig):
 
 
 def _consistency(cfg: FewStepStage, world: WorldConfig, net: Network) -> Stage:
-    levels = jnp.asarray(grid(cfg.grid, cfg.shift, _student_levels(world)), jnp.float32)
+    levels = jnp.asarray(grid(cfg.grid, cfg.shift_in(world), _student_levels(world)), jnp.float32)
     tune = tuning(cfg.lora)
 
     def target_of(state):
@@ -101,14 +102,15 @@ def _consistency(cfg: FewStepStage, world: WorldConfig, net: Network) -> Stage:
         return Draws(
             noise=jax.random.normal(fold(state, "noise"), clips.latents.shape),
             level=_draw_levels(fold(state, "level"), clips, net, len(levels) - 1),
+            past=draw_past(fold(state, "context"), clips, cfg.context_noise),
         )
 
     def loss(weights, state, piece):
         clips, draws = piece
         value = consistency_loss(
-            _predict(net, weights, clips),
-            _predict(net, target_of(state), clips),
-            _teacher(cfg, net, state.teacher, clips),
+            _predict(net, weights, clips, draws.past),
+            _predict(net, target_of(state), clips, draws.past),
+            _teacher(cfg, net, state.teacher, clips, draws.past),
             clips.latents,
             draws.noise,
             levels[draws.level],
@@ -121,7 +123,7 @@ def _consistency(cfg: FewStepStage, world: WorldConfig, net: Network) -> Stage:
 
 
 def _regression(cfg: FewStepStage, world: WorldConfig, net: Network) -> Stage:
-    levels = grid(cfg.grid, cfg.shift, _student_levels(world))
+    levels = grid(cfg.grid, cfg.shift_in(world), _student_levels(world))
     keep = nodes(levels, _student_levels(world))
     student = jnp.asarray(levels[keep], jnp.float32)
 
@@ -136,13 +138,14 @@ def _regression(cfg: FewStepStage, world: WorldConfig, net: Network) -> Stage:
         return PairBatch(clips, jnp.moveaxis(states, 0, 1), ends)
 
     def draw(state, pairs):
-        return _draw_levels(fold(state, "level"), pairs.clips, net, len(keep))
+        past = draw_past(fold(state, "context"), pairs.clips, cfg.context_noise)
+        return _draw_levels(fold(state, "level"), pairs.clips, net, len(keep)), past
 
     def loss(weights, state, piece):
-        pairs, level = piece
+        pairs, (level, past) = piece
         batch, frames = level.shape
         x = pairs.states[jnp.arange(batch)[:, None], level, jnp.arange(frames)]
-        x0 = _predict(net, weights, pairs.clips)(x, student[level])
+        x0 = _predict(net, weights, pairs.clips, past)(x, student[level])
         return regression_loss(x0, pairs.ends, student[level]), {}
 
     evaluate = _one_step_errors(net, world)

@@ -6,6 +6,7 @@ batch's pictures. Window and sink are the cache's own, as at inference. Cached k
 weights: they are older than the weights by at most a window.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -56,8 +57,14 @@ def make_stage(cfg: LongStage, world: WorldConfig) -> Stage:
         raise ValueError(f"{cfg.overlap} latents and {cfg.new_latents} new ones are not whole chunks of {chunk}")
     if window > cfg.max_latents:
         raise ValueError(f"a window of {cfg.new_latents} + {cfg.overlap} latents exceeds max_latents {cfg.max_latents}")
+    ages = -(-(cfg.max_latents - cfg.overlap) // cfg.new_latents) if cfg.max_latents > window else 1
+    if math.gcd(ages, cfg.ratio) > 1:
+        raise ValueError(
+            f"a stream lives for {ages} steps and every {cfg.ratio}th trains the generator, which would not see streams"
+            " of every age: choose max_latents or ratio so that the two numbers share no factor"
+        )
     new, first = cfg.new_latents // chunk, cfg.overlap // chunk
-    tune, distil = tuning(cfg.lora), distillation(cfg, net)
+    tune, distil = tuning(cfg.lora), distillation(cfg, net, cfg.shift_in(world))
 
     def start_streams(params, clips: ClipBatch, noise, exit) -> LongStream:
         """New streams, carried on by the overlap of their first window."""
@@ -70,7 +77,7 @@ def make_stage(cfg: LongStage, world: WorldConfig) -> Stage:
     def empty(weights, batch: int) -> LongStream:
         """Streams that are already at their end."""
         clips = clip_spec(world, batch, cfg.max_latents)
-        noise = jax.ShapeDtypeStruct((batch, first, len(levels), *_chunk_shape(net.dit)), jnp.float32)
+        noise = jax.ShapeDtypeStruct((batch, first, world.sampler.draws, *_chunk_shape(net.dit)), jnp.float32)
         shapes = jax.eval_shape(lambda w, *rest: start_streams(stream_params(w, net), *rest, 0), weights, clips, noise)
         stream = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return stream._replace(frames=jnp.full((), cfg.max_latents, stream.frames.dtype))
@@ -84,9 +91,9 @@ def make_stage(cfg: LongStage, world: WorldConfig) -> Stage:
         weights = tune.merge(state.params, state.base)
         params = stream_params(weights, net)
         exit = jax.random.randint(fold(state, "exit"), (), 0, len(levels))
-        noise = draw_noise(fold(state, "rollout"), net, batch, first + new, len(levels))
+        noise = draw_noise(fold(state, "rollout"), net, batch, first + new, world.sampler.draws)
 
-        anew = state.stream.frames + cfg.new_latents > cfg.max_latents
+        anew = (state.stream.frames + cfg.new_latents > cfg.max_latents) | ~jnp.isfinite(state.stream.tail).all()
         frames = jnp.where(anew, cfg.overlap, state.stream.frames)
 
         def carry_on(piece):
@@ -141,7 +148,7 @@ def make_stage(cfg: LongStage, world: WorldConfig) -> Stage:
         weights = distil.weights(state)
         params = stream_params(weights, net)
         chunks = cfg.max_latents // chunk
-        noise = draw_noise(jax.random.key(0), net, clips.features.shape[0], chunks, len(levels))
+        noise = draw_noise(jax.random.key(0), net, clips.features.shape[0], chunks, world.sampler.draws)
         rows = chunk_rows(net, clips.actions, 0, chunks)
         rolled, _ = roll(functions, params, begin(functions, params, clips), rows, noise, jnp.asarray(len(levels) - 1))
         x = clip_of(rolled.latents)

@@ -43,14 +43,14 @@ def make_stage(cfg: SelfForcingStage, world: WorldConfig) -> Stage:
     net = network_of(world, cfg.dtype, cfg.attention)
     functions = build(world, Settings(dtype=cfg.dtype, attention=cfg.attention))
     levels = jnp.asarray(student_levels(world), jnp.float32)
-    chunks = cfg.latents // net.dit.chunk
+    chunks, draws = cfg.latents // net.dit.chunk, world.sampler.draws
     if cfg.latents % net.dit.chunk:
         raise ValueError(f"rollouts of {cfg.latents} latent frames are not whole chunks of {net.dit.chunk}")
-    tune, distil = tuning(cfg.lora), distillation(cfg, net)
+    tune, distil = tuning(cfg.lora), distillation(cfg, net, cfg.shift_in(world))
 
     def draw(state, clips, role):
         batch = clips.features.shape[0]
-        noise = draw_noise(fold(state, f"{role}rollout"), net, batch, chunks, len(levels))
+        noise = draw_noise(fold(state, f"{role}rollout"), net, batch, chunks, draws)
         score = distil.draw(fold(state, f"{role}score"), (batch, cfg.latents, *noise.shape[-3:]))
         return Draws(noise, score)
 
@@ -64,7 +64,7 @@ def make_stage(cfg: SelfForcingStage, world: WorldConfig) -> Stage:
             clips, draws = piece
             weights = tune.merge(params, state.base)
             rolled = rolled_out(weights, clips, draws.noise, exit)
-            x = replay(net, weights, clips, rolled, levels[exit], cfg.kv_gradient)
+            x = replay(net, weights, clips, rolled, levels[exit], world.sampler.context, cfg.kv_gradient)
             loss, metrics = distil.generator_loss(state, x, clips, draws.score)
             return loss, {**metrics, "replay_error": jnp.abs(x - clip_of(rolled.latents)).max()}
 
@@ -81,7 +81,7 @@ def make_stage(cfg: SelfForcingStage, world: WorldConfig) -> Stage:
         return distil.step(state, generator_loss, piece, loss_of_critic, critic_piece)
 
     def evaluate(state, clips):
-        noise = draw_noise(jax.random.key(0), net, clips.features.shape[0], chunks, len(levels))
+        noise = draw_noise(jax.random.key(0), net, clips.features.shape[0], chunks, draws)
         x = clip_of(rolled_out(distil.weights(state), clips, noise, len(levels) - 1).latents)
         score = distil.draw(jax.random.key(1), x.shape)
         _, metrics = distil.generator_loss(state, x, clips, score)

@@ -6,12 +6,13 @@ T5.1: test_sharding. T5.2: test_resume. T5.7, T5.8: test_foundation, test_self_f
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import tiny
 
 from mgjax.models import dit
 from mgjax.models.masks import block_causal
 from mgjax.train.parts.network import context, network_of
-from mgjax.train.parts.optim import in_parts, make_optimizer, start_ema, update, update_ema
+from mgjax.train.parts.optim import in_parts, make_optimizer, schedule, start_ema, update, update_ema
 from mgjax.train_config import EMAConfig, OptimizerConfig
 
 
@@ -82,7 +83,7 @@ def test_t5_5_the_scan_over_blocks_is_the_loop(monkeypatch):
 
 def test_t5_6_small_updates_accumulate_in_float32_and_would_not_in_bfloat16():
     """100 steps of 1e-6 on weights of 0.02, whose bfloat16 neighbours are 1.2e-4 apart."""
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-6, weight_decay=0.0))
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-6, weight_decay=0.0), 100)
 
     def moved(dtype):
         start = {"w": jnp.full(4, 0.02, dtype)}
@@ -106,3 +107,59 @@ def test_parts_of_a_batch_come_back_in_its_order():
 
         np.testing.assert_array_equal(in_parts(double, batch, parts)["x"], 2 * batch["x"])
         assert seen[-1] == (6 // parts, 2)
+
+
+def test_rates_rise_over_updates_and_fall_over_the_share():
+    rate = schedule(OptimizerConfig(learning_rate=1.0, warmup=4, decay=0.5), 20)
+    np.testing.assert_allclose([rate(n) for n in range(5)], [0.25, 0.5, 0.75, 1, 1], rtol=1e-6)
+    np.testing.assert_allclose([rate(n) for n in (9, 10, 15, 19)], [1, 1, 0.5, 0.1], rtol=1e-6)
+    straight = schedule(OptimizerConfig(learning_rate=1.0, warmup=50, decay=1.0), 10)
+    np.testing.assert_allclose([straight(n) for n in range(0, 10, 3)], [1, 0.7, 0.4, 0.1], rtol=1e-6)
+    constant = schedule(OptimizerConfig(learning_rate=3.0), 10)
+    assert {float(constant(n)) for n in (0, 9, 1000)} == {3.0}
+
+
+def weights():
+    return dit.stack(tiny.weights(tiny.world()), tiny.world().dit)
+
+
+def test_only_matrices_decay():
+    """A gradient of zeros leaves what does not decay where it is."""
+    params = weights()
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, weight_decay=0.5), 1)
+    after, _, _ = update(optimizer, jax.tree.map(jnp.zeros_like, params), params, optimizer.init(params))
+    for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(after), strict=True):
+        factor = 0.95 if path[-1].key == "kernel" else 1.0
+        np.testing.assert_allclose(new, factor * old, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_an_update_that_is_not_finite_changes_no_weight_and_no_moment(kind):
+    params = weights()
+    optimizer = make_optimizer(OptimizerConfig(kind=kind, learning_rate=0.1, weight_decay=0.5), 1)
+    start = optimizer.init(params)
+    grads = jax.tree.map(jnp.ones_like, params)
+    bad = {**grads, "patch": jax.tree.map(lambda leaf: leaf * jnp.nan, grads["patch"])}
+    with tiny.quick_compilation():
+        step = jax.jit(lambda grads, state: update(optimizer, grads, params, state))
+        after, state, _ = step(bad, start)
+        jax.tree.map(np.testing.assert_array_equal, after, params)
+        jax.tree.map(np.testing.assert_array_equal, state.inner_state, start.inner_state)
+        after, _, _ = step(grads, state)
+    assert all(bool((a != b).any()) for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(params), strict=True))
+
+
+def test_muon_turns_each_layers_matrix_by_itself():
+    """The update of stacked layers is what each layer's own would be, and its singular values are all about alike."""
+    key = jax.random.key(0)
+    grads = {"blocks": {"plain": {"ffn": {"in": {"kernel": jax.random.normal(key, (2, 8, 6))}}}}}
+    optimizer = make_optimizer(OptimizerConfig(kind="muon", learning_rate=1.0, clip=1e9), 1)
+    zeros = jax.tree.map(jnp.zeros_like, grads)
+    stacked = jax.tree.leaves(update(optimizer, grads, zeros, optimizer.init(zeros))[0])[0]
+    for layer in range(2):
+        own = {"head": {"kernel": jax.tree.leaves(grads)[0][layer]}}
+        start = jax.tree.map(jnp.zeros_like, own)
+        alone = jax.tree.leaves(update(optimizer, own, start, optimizer.init(start))[0])[0]
+        np.testing.assert_allclose(stacked[layer], alone, atol=1e-5)
+        values = np.linalg.svd(alone, compute_uv=False)
+        assert values.max() < 2 * values.min()  # five Newton-Schulz steps bring them to within 0.7 .. 1.2

@@ -11,7 +11,8 @@ from mgjax.train.stages import autoencoder
 from mgjax.train_config import OptimizerConfig, VAEStage
 from mgjax.types import VideoBatch
 
-COMMON = {"batch": 2, "frames": 5, "dtype": "float32", "optimizer": OptimizerConfig(learning_rate=3e-3)}
+FRAMES = 13
+COMMON = {"batch": 2, "frames": FRAMES, "dtype": "float32", "optimizer": OptimizerConfig(learning_rate=3e-3)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,9 +33,9 @@ def batch(world):
     frames = [
         np.stack([np.sin(x + 0.3 * f + k), np.cos(y - 0.2 * f), np.sin(x + y) * k], -1)
         for k in (0, 1)
-        for f in range(5)
+        for f in range(FRAMES)
     ]
-    return VideoBatch(jnp.asarray(np.stack(frames).reshape(2, 5, world.height, world.width, 3) * 0.8, jnp.float32))
+    return VideoBatch(jnp.asarray(np.stack(frames).reshape(2, FRAMES, world.height, world.width, 3) * 0.8, jnp.float32))
 
 
 def test_kl_divergence_closed_form():

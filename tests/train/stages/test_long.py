@@ -148,7 +148,7 @@ def test_generator_and_critic_learn_as_due(states):
 
 
 def test_t4_3_frames_of_the_overlap_do_not_count(world):
-    distil = distillation(STAGE, network_of(world, "float32", "xla"))
+    distil = distillation(STAGE, network_of(world, "float32", "xla"), 5.0)
     pretrained = {"dit": tiny.weights(world), "teacher": tiny.weights(world, 3)}
     state = jax.jit(distil.init)(jax.random.key(0), pretrained)
     state = state._replace(critic=jax.tree.map(lambda leaf: leaf * 1.1, state.critic))

@@ -82,7 +82,7 @@ class Student:
         return repeat_steps(self.functions, self.net, weights, *given)
 
     def _replayed(self, weights, rolled, sigma, kv_gradient=False):
-        return replay(self.net, weights, self.clips, rolled, sigma, kv_gradient)
+        return replay(self.net, weights, self.clips, rolled, sigma, kv_gradient=kv_gradient)
 
     def _loss(self, weights, rolled, sigma, kv_gradient=False):
         return jnp.mean(jnp.square(self._replayed(weights, rolled, sigma, kv_gradient) - self.target))
@@ -248,7 +248,7 @@ def test_t3_7_and_t3_13_who_is_trained_when(trained):
 
 def test_t3_7_scores_get_no_gradient_from_the_generator(student, trained):
     _, states, _ = trained
-    distil = distillation(STAGE, student.net)
+    distil = distillation(STAGE, student.net, 5.0)
     clips = tiny.clips(student.world, BATCH, 4)
     x = tiny.normal(1, *clips.latents.shape)
     score = distil.draw(jax.random.key(1), x.shape)

@@ -1,0 +1,128 @@
+"""What small worlds train with: a past in noise whose level is told, actions that shift the time embedding, windows
+that begin in mid-stream. Each is off in the released worlds."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from mgjax.config import ActionConfig, Settings, preset, shift_of
+from mgjax.models import dit
+from mgjax.train.parts.network import draw_past, forced, network_of
+from mgjax.train.parts.rolling import begin, chunk_rows, clip_of, draw_noise, repeat_steps, replay, roll, stream_params
+from mgjax.train.stages import foundation
+from mgjax.train_config import FoundationStage
+from mgjax.world import build
+
+BATCH, CHUNKS, CONTEXT = 2, 4, 0.3
+ROUNDING = 2e-5  # of float32 sums in another order
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick():
+    with tiny.quick_compilation():
+        yield
+
+
+@pytest.fixture(scope="module")
+def world():
+    action = ActionConfig(num_heads=2, head_dim=8, embed_dim=8, rope_dim=4, additive=True)
+    world = tiny.world(action=action)
+    return dataclasses.replace(world, sampler=dataclasses.replace(world.sampler, context=CONTEXT))
+
+
+def test_the_released_worlds_have_none_of_it():
+    for name in ("universal", "gta_drive", "templerun", "foundation"):
+        cfg = preset(name)
+        assert not cfg.dit.action.additive
+        assert cfg.sampler.context == 0
+        assert cfg.sampler.draws == len(cfg.sampler.steps)
+        assert "actions" not in dit.shapes(cfg.dit)
+
+
+def test_the_shift_of_the_released_size_and_of_a_quarter_of_its_tokens():
+    assert shift_of(880) == 5
+    assert shift_of(220) == 2.5
+
+
+def test_training_sees_what_a_stream_remembers(world):
+    """Rollouts whose past is in noise, with actions that shift the time embedding: the parallel replay and the steps
+    done again along the rollout both give the rollout's latents, past the window; told of another level they do not."""
+    net, functions = network_of(world, "float32", "xla"), build(world, Settings("float32"))
+    weights = dit.stack(tiny.weights(world), net.dit)
+    clips = tiny.clips(world, BATCH, CHUNKS * net.dit.chunk)
+    rows, params = chunk_rows(net, clips.actions, 0, CHUNKS), stream_params(weights, net)
+    noise = draw_noise(jax.random.key(0), net, BATCH, CHUNKS, world.sampler.draws)
+    state = begin(functions, params, clips)
+    rolled, _ = jax.jit(lambda: roll(functions, params, state, rows, noise, jnp.asarray(1)))()
+    sigma = jnp.float32(666 * 5 / (1000 + 4 * 666))
+
+    def again(context):
+        return replay(net, weights, clips, rolled, sigma, context)
+
+    replayed = jax.jit(again)
+    np.testing.assert_allclose(replayed(CONTEXT), clip_of(rolled.latents), atol=ROUNDING)
+    assert np.abs(replayed(0.0) - clip_of(rolled.latents))[:, net.dit.chunk :].max() > 100 * ROUNDING
+    steps = jax.jit(lambda w: repeat_steps(functions, net, w, params, clips.features, state, rolled, rows, sigma))
+    np.testing.assert_allclose(steps(weights), clip_of(rolled.latents), atol=ROUNDING)
+
+
+def test_a_stream_draws_the_noise_of_its_context_from_its_own_key(world):
+    """The same stream twice is the same; noise that is handed in has one array more than the steps."""
+    functions, params = build(world, Settings("float32")), {"dit": tiny.weights(world)}
+    clips = tiny.clips(world, BATCH, 2)
+    rows = jax.tree.map(lambda leaf: leaf[0], chunk_rows(network_of(world, "float32", "xla"), clips.actions, 0, 1))
+    state = begin(functions, params, clips)
+    step = jax.jit(functions.sample_chunk)
+    (one, after), (other, _) = step(params, state, rows), step(params, state, rows)
+    np.testing.assert_array_equal(one, other)
+    clean = dataclasses.replace(world, sampler=dataclasses.replace(world.sampler, context=0.0))
+    _, plain = jax.jit(build(clean, Settings("float32")).sample_chunk)(params, state, rows)
+    assert np.abs(after.cache[0].tokens.k - plain.cache[0].tokens.k).max() > 0.01
+
+
+def test_the_level_of_the_past_is_told(world):
+    """The same noisy past under two levels is seen differently, and levels are drawn for each clip up to the limit."""
+    net, clips = network_of(world, "float32", "xla"), tiny.clips(world, 64, 4)
+    past = draw_past(jax.random.key(0), clips, CONTEXT)
+    assert draw_past(jax.random.key(0), clips, 0.0) is None
+    assert 0 <= past.sigma.min() < 0.1 * CONTEXT
+    assert 0.9 * CONTEXT < past.sigma.max() <= CONTEXT
+    clips = jax.tree.map(lambda leaf: leaf[:2], clips)
+    past = jax.tree.map(lambda leaf: leaf[:2], past)
+    weights, sigma = dit.stack(tiny.weights(world), net.dit), jnp.full((2, 4), 0.5)
+
+    @jax.jit
+    def told(level):
+        noisy = (1 - level) * clips.latents
+        untold = noisy / (1 - level)  # what makes the same keys' input of another level
+        return forced(net, untold, past._replace(noise=jnp.zeros_like(past.noise), sigma=jnp.full(2, level)))(
+            weights, clips.latents, sigma, clips
+        )
+
+    assert np.abs(told(0.0) - told(CONTEXT))[:, 2:].max() > 1e-3
+
+
+def test_actions_begin_without_a_say_in_the_time_embedding(world):
+    params = dit.init(jax.random.key(0), world.dit)
+    assert not params["actions"]["out"]["kernel"].any()
+    assert params["actions"]["in"]["kernel"].any()
+
+
+def test_half_of_the_foundation_windows_begin_in_mid_stream(world):
+    """With actions of one clip's end changed, only steps whose window reaches there have another loss."""
+    cfg = FoundationStage(batch=2, latents=2, starts=4, num_action_layers=None, dtype="float32")
+    stage = foundation.make_stage(cfg, world)
+    assert stage.batch_spec(2).latents.shape[1] == 6
+    clips = tiny.clips(world, 2, 6)
+    late = clips._replace(latents=clips.latents.at[:, 2:].add(1.0))
+    state = jax.jit(stage.init)(jax.random.key(0), {"dit": tiny.weights(world)})
+    step = jax.jit(stage.step)
+    moved = []
+    for index in range(40):
+        at = state._replace(step=jnp.int32(index))
+        moved.append(float(step(at, clips)[1]["loss"]) != float(step(at, late)[1]["loss"]))
+    assert 10 <= sum(moved) <= 30  # 20 of 40 expected, three deviations each way
