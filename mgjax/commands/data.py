@@ -133,40 +133,60 @@ class Show:
 
 @dataclass(frozen=True)
 class Import:
-    """Reads recordings of other programs into a dataset; says which file and line is wrong."""
+    """Reads recordings of other programs into a dataset; names at the end what is wrong, and exits with 1 then."""
 
     source: tyro.conf.Positional[str]
-    """Folder with the videos and their annotations."""
+    """Folder with the videos (or numbered pictures) and their annotations."""
     out: str
     """Folder of the dataset; clips that are there already are kept."""
-    format: Literal["paper", "gf-minecraft", "vpt", "rows"]
-    """paper: MP4 + CSV. gf-minecraft: MP4 + JSON. vpt: MP4 + JSONL. rows: MP4 + CSV, JSON or JSONL with --schema."""
+    format: Literal["paper", "gf-minecraft", "vpt", "rows", "events"]
+    """paper: video + CSV. gf-minecraft: video + JSON. vpt: video + JSONL. rows: video + CSV, JSON or JSONL with
+    --schema. events: video + log of keys and mouse with times (docs/data.md)."""
     size: str = "352x640"
     """HEIGHTxWIDTH; pictures are scaled to cover it and cut in the middle."""
     fps: float = 0.0
-    """Frames a second that are kept; 0 keeps the first video's own."""
+    """Frames a second that are kept; 0 keeps the dataset's own, and for a new one those of the first recording."""
     clip_frames: int = 97
     codec: str = "zstd"
     """zstd (lossless) or h264."""
     schema: str = ""
-    """A schema.toml with the keyboard columns and model mapping; needed by rows."""
+    """A schema.toml with the keyboard columns and model mapping, and how the rows are written; needed by rows."""
+    offset: float | None = None
+    """Seconds in the annotations' clock at which the first picture was taken, where nothing else says it."""
+    degrees: float | None = None
+    """events: degrees that the camera turns for one count of the mouse, where the log does not say it."""
+    workers: int = 0
+    """Processes; 0: one for each core."""
     drop: bool = False
     """Drop clips by the filters, which otherwise only count."""
     filters: FilterConfig = FilterConfig()  # noqa: RUF009 (frozen)
     """Thresholds of the filters, in the units of the recording."""
 
     def run(self) -> int:
+        from rich.console import Console
+
+        from mgjax.commands._progress import progress_bar
         from mgjax.data.exchange.importers import ImportConfig, import_folder
         from mgjax.data.store.schema import parse_size
 
-        size = parse_size(self.size)
-        cfg = ImportConfig(self.format, size, self.fps, self.clip_frames, self.codec, self.filters, self.drop)
-        report = import_folder(self.source, self.out, cfg, self.schema, say=print)
+        cfg = ImportConfig(
+            self.format, parse_size(self.size), self.fps, self.clip_frames, self.codec, self.filters, self.drop,
+            self.offset, self.degrees, self.workers,
+        )  # fmt: skip
+        with progress_bar(Console(stderr=True)) as bar:
+            task = bar.add_task("importing", total=None)
+
+            def progress(done: int, total: int) -> None:
+                bar.update(task, completed=done, total=total)
+
+            report = import_folder(self.source, self.out, cfg, self.schema, say=print, progress=progress)
+        for sentence in report.problems:
+            print(f"wrong: {sentence}")
         dropped = ", ".join(f"{name} {number}" for name, number in report.dropped.items())
         if dropped:
             print(f"clips dropped by the filters: {dropped}")
         print(f"{report.clips} new clips, {report.frames} frames from {report.videos} videos in {self.out}")
-        return 0
+        return 1 if report.problems else 0
 
 
 @dataclass(frozen=True)

@@ -1,35 +1,48 @@
-"""Recordings of other programs as clips: a folder of videos and their annotations (`formats.py`) into a dataset.
+"""Recordings of other programs as clips: a folder of videos and their annotations into a dataset.
 
-Time: a recording is resampled by choosing frames, frame j the one on show at time j / fps. Its row is what led from it
-to the next chosen frame: mouse deltas of the rows between are summed, and a key counts as held when it was held in at
-least half of them. So the rows stay in step with the pictures, whatever the two rates are; fps above the source's shows
-some frames twice, with no mouse on the first of them.
+`videos.py` says what is shown and when, `formats.py` and `events.py` what was pressed, `tracks.py` which belongs to
+which. Recordings are read by several processes: first each is scanned and matched, then parts of it are decoded and
+stored, by the process that decoded them. One that does not fit is named at the end, and stops no other.
+
+A recording is known by a checksum of its pictures. Another one of the same name gets a name of its own; one whose
+annotations or options have changed since it was imported replaces its old clips.
 """
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
+import hashlib
+import json
+import multiprocessing
 import os
-from collections import Counter
+import signal
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import av
 import numpy as np
-from jaxtyping import UInt8
 
-from mgjax.data.exchange.formats import SUFFIXES, Track, annotation_of, read_text, read_track
+from mgjax.data.exchange import events, layout, tables, tracks, videos
+from mgjax.data.exchange.formats import SUFFIXES, annotation_of, read_annotation
+from mgjax.data.exchange.layout import Layout
+from mgjax.data.exchange.tracks import Matched, Track
+from mgjax.data.exchange.videos import SAME_RATE, Sequence, Source
 from mgjax.data.quality import filters
 from mgjax.data.quality.filters import FilterConfig
-from mgjax.data.store import codec, schema
-from mgjax.data.store.dataset import Writer, clip_name
+from mgjax.data.store import codec, dataset, schema
+from mgjax.data.store.dataset import Dataset, Entry, Writer, clip_name
 from mgjax.data.store.schema import Schema
 from mgjax.data.types import Clip
 from mgjax.errors import InputError
 
-_CONTAINERS = "mov,mp4,m4a,matroska,webm,avi"  # none that names further files
+# Frames that one process decodes at a time: what lies before them back to a key frame (250 frames in an x264 file) is
+# decoded in vain, and a long recording should still keep all cores busy.
+PART_FRAMES = 2000
+FEW_BYTES = 20 << 20  # of videos below which processes take longer to start than they save
 
 
 @dataclass(frozen=True)
@@ -38,11 +51,14 @@ class ImportConfig:
 
     kind: str  # of SUFFIXES
     size: tuple[int, int] = (352, 640)
-    fps: float = 0.0  # 0: the first video's own
+    fps: float = 0.0  # 0: the dataset's own, and of a new one the first recording's
     clip_frames: int = 97
     codec: str = "zstd"
     filters: FilterConfig = field(default_factory=FilterConfig)
     drop: bool = False  # whether the filters drop clips, or only count
+    offset: float | None = None  # time of the annotations at which the first picture was taken
+    degrees: float | None = None  # that the camera turns for one count of the mouse; None: the files say it
+    workers: int = 0  # processes; 0: one for each core
 
     def __post_init__(self):
         if self.kind not in SUFFIXES:
@@ -60,110 +76,115 @@ class Report(NamedTuple):
     clips: int
     frames: int
     dropped: Counter  # clips by the filter that dropped them
+    problems: tuple[str, ...]  # a sentence for each thing that is wrong, and was left out
 
 
-# --- Videos -----------------------------------------------------------------------------------------------------------
+class _Setup(NamedTuple):
+    """What every process is told about an import."""
+
+    cfg: ImportConfig
+    layout: Layout
+    keys: tuple[str, ...] | None  # columns that the files are asked for; None: their own
+    path: str  # of the dataset
 
 
-class _Video(NamedTuple):
-    file: Path
-    fps: float
-    frames: int  # 0: the file does not say
+class _Scanned(NamedTuple):
+    """A recording before its pictures are stored."""
+
+    matched: Matched
+    columns: tuple[str, ...]
+    content: str  # checksum of its pictures
+    mark: str  # of its annotations and of the options that it is imported with
+    ignored: tuple[str, ...]  # what its annotations hold and no column keeps
 
 
-def _open_video(file: Path) -> _Video:
-    with _Decoding(file) as container:
-        stream = container.streams.video[0]
-        rate = stream.average_rate
-        if not rate:
-            raise InputError(f"the video {file} does not say how many frames a second it has")
-        return _Video(file, float(rate), stream.frames)
+class _Part(NamedTuple):
+    """Consecutive clips of a recording for one process."""
+
+    source: Source
+    name: str
+    scheme: Schema
+    rows: Track
+    stamps: np.ndarray
+    spans: list[tuple[int, int]]  # of rows and stamps, one for each clip
+    numbers: np.ndarray  # of the source's frames
+    first: int  # frame of the dataset that row 0 is
+    info: dict
 
 
-class _Decoding:
-    """An opened video; its errors become one sentence."""
+# --- In the processes -------------------------------------------------------------------------------------------------
 
-    def __init__(self, file: Path):
-        self.file = file
 
-    def __enter__(self):
-        options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+def _scan(source: Source, setup: _Setup) -> _Scanned:
+    """Reads and matches one recording.
+
+    Raises:
+      InputError: names the file, and the line or frame, of whatever is wrong.
+    """
+    cfg = setup.cfg
+    annotation = annotation_of(source, cfg.kind)
+    found, columns = read_annotation(annotation, cfg.kind, setup.keys, setup.layout)
+    if isinstance(source, Sequence) and not cfg.fps:
+        raise InputError(f"the pictures {source} have no rate: --fps says it")
+    shown = videos.scan(source, cfg.fps)
+    if not shown.fps:
+        raise InputError(f"the video {source} does not say how many frames a second it has")
+    ignored = ()
+    if isinstance(found, events.Log):
+        degrees = (cfg.degrees,) * 2 if cfg.degrees is not None else setup.layout.degrees
+        matched = events.match_log(found, shown, source, found.keys, degrees, cfg.offset)
+        ignored = events.left_out(found)
+    else:
+        matched = tracks.match(found, shown, source, cfg.offset)
+    files = source.files if isinstance(source, Sequence) else (source,)
+    options = dataclasses.asdict(cfg) | {
+        "workers": 0,
+        "fps": 0.0,
+        "keys": setup.keys,
+        **dataclasses.asdict(setup.layout),
+    }
+    mark = hashlib.sha256(f"{videos.checksum(annotation)} {json.dumps(options, sort_keys=True)}".encode())
+    return _Scanned(matched, columns, videos.checksum(*files), mark.hexdigest()[:16], ignored)
+
+
+def _store(part: _Part, setup: _Setup) -> list[Entry]:
+    """Decodes, judges and stores the clips of a part; the parent, which holds the dataset, is told what it got."""
+    cfg, path = setup.cfg, setup.path
+    wanted = np.concatenate([part.stamps[start:stop] for start, stop in part.spans])
+    pictures = videos.pictures(part.source, wanted, part.scheme.size)
+    entries = []
+    for start, stop in part.spans:
+        frames = np.stack([next(pictures) for _ in range(stop - start)])
+        keyboard, mouse, position, rotation, velocity, _ = (array[start:stop] for array in part.rows)
+        clip = Clip(frames, keyboard, mouse.astype(np.float32), position, rotation, velocity)
+        marks, reason = filters.judge(clip, part.scheme, cfg.filters)
+        info = {**part.info, "first_frame": int(part.numbers[start]), "codec": cfg.codec, "marks": marks}
+        name = f"{part.name}-{part.first + start:06d}"
+        if cfg.drop and reason is not None:
+            entries.append(dataset.store_clip(path, name, b"", cfg.clip_frames, {**info, "dropped": reason}))
+        else:
+            entries.append(dataset.store_clip(path, name, codec.encode(clip, cfg.codec), cfg.clip_frames, info))
+    return entries
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C reaches the whole group; the parent decides."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _Here(Executor):
+    """Runs everything in this process, when it is asked for."""
+
+    def submit(self, fn, /, *args):
+        future = Future()
         try:
-            self._container = av.open(f"file:{self.file}", options=options)
-        except (OSError, ValueError) as error:
-            raise InputError(f"the video {self.file} cannot be read: {error}") from None
-        if not self._container.streams.video:
-            self._container.close()
-            raise InputError(f"there is no video in {self.file}")
-        return self._container
-
-    def __exit__(self, kind, error, trace):
-        self._container.close()
-        if isinstance(error, OSError):
-            raise InputError(f"the video {self.file} cannot be read: {error}") from None
+            future.set_result(fn(*args))
+        except InputError as error:
+            future.set_exception(error)
+        return future
 
 
-def _frames(video: _Video, size: tuple[int, int], chosen: np.ndarray) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """The frames whose numbers are in `chosen` (ascending, repeats allowed), scaled to cover `size` and cut to it."""
-    wanted = iter(chosen.tolist())
-    target = next(wanted, None)
-    with _Decoding(video.file) as container:
-        number = -1
-        for number, frame in enumerate(container.decode(video=0)):
-            if target is None:
-                return
-            if number == target:
-                picture = _cover(frame, size)
-                while number == target:
-                    yield picture
-                    target = next(wanted, None)
-    if target is not None:
-        raise InputError(f"the video {video.file} ends after frame {number}, and its rows go on to frame {chosen[-1]}")
-
-
-def _cover(frame: av.VideoFrame, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
-    height, width = size
-    scale = max(height / frame.height, width / frame.width)
-    h, w = max(height, round(frame.height * scale)), max(width, round(frame.width * scale))
-    pixels = frame.to_ndarray(format="rgb24", width=w, height=h, interpolation="AREA")
-    top, left = (h - height) // 2, (w - width) // 2
-    return pixels[top : top + height, left : left + width]
-
-
-# --- From tracks to clips ---------------------------------------------------------------------------------------------
-
-
-def resample(track: Track, source: float, target: float) -> tuple[np.ndarray, Track]:
-    """Numbers of the chosen frames [n], and their rows; see the module's text on time."""
-    count = len(track.usable)
-    number = int(np.floor((count - 1) * target / source + 1e-6)) + 1
-    chosen = np.minimum(np.floor(np.arange(number) * source / target + 1e-6).astype(int), count - 1)
-    ends = np.append(chosen[1:], count)
-    sums = np.concatenate([np.zeros((1, 2)), np.cumsum(track.mouse, axis=0)])
-    held = np.concatenate([np.zeros((1, track.keyboard.shape[1])), np.cumsum(track.keyboard, axis=0)])
-    spans = (ends - chosen)[:, None]
-    share = np.divide(held[ends] - held[chosen], spans, out=track.keyboard[chosen].astype(float), where=spans > 0)
-    bad = np.concatenate([[0], np.cumsum(~track.usable)])
-    return chosen, Track(
-        keyboard=(share >= 0.5).astype(np.uint8),
-        mouse=sums[ends] - sums[chosen],
-        position=track.position[chosen],
-        rotation=track.rotation[chosen],
-        velocity=track.velocity[chosen],
-        usable=bad[np.maximum(ends, chosen + 1)] == bad[chosen],
-    )
-
-
-def _segments(usable: np.ndarray, length: int) -> list[tuple[int, int]]:
-    """Frame spans [start, stop) of exactly `length` usable frames, one after another."""
-    spans, start = [], 0
-    for k, good in enumerate(usable.tolist()):
-        if not good:
-            start = k + 1
-        elif k + 1 - start == length:
-            spans.append((start, k + 1))
-            start = k + 1
-    return spans
+# --- In the parent ----------------------------------------------------------------------------------------------------
 
 
 def import_folder(
@@ -172,74 +193,236 @@ def import_folder(
     cfg: ImportConfig,
     schema_file: str | os.PathLike = "",
     say: Callable[[str], None] = lambda text: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
-    """Adds every video of `source` to the dataset at `out`; what is left over at a video's end is too short for a clip.
+    """Adds every recording below `source` to the dataset at `out`; what is left at its end is too short for a clip.
+
+    `say` hears of each recording, `progress` how many of all are done. What is wrong with a recording is in the report.
 
     Raises:
-      InputError: names the file, and the line or frame, of whatever is wrong; clips of earlier videos stay.
+      InputError: there is no recording at all, the schema is wrong, or the dataset is one of other recordings.
     """
     source = Path(source)
     if not source.is_dir():
         raise InputError(f"there is no folder {source}")
-    videos = sorted(path for path in source.rglob("*") if path.suffix.lower() == ".mp4")
-    if not videos:
-        raise InputError(f"there is no .mp4 file in {source}")
-    given = None
+    given, how = None, Layout()
     if schema_file:
-        given = schema.loads(read_text(Path(schema_file)), str(schema_file))
+        text = tables.read_text(Path(schema_file))
+        given, how = schema.loads(text, str(schema_file)), layout.loads(text, str(schema_file))
     elif cfg.kind == "rows":
         raise InputError("rows of a free format need a schema file that names their keyboard columns")
-    keys = given.keyboard if given and cfg.kind in ("paper", "rows") else None
+    found = videos.find(source)
+    if found.hidden:
+        say(f"{found.hidden} hidden files are left out")
+    if not found.recordings:
+        raise InputError(f"there is no video, and no sequence of pictures, in {source}")
+    old = _schema_at(out)
+    keys = given.keyboard if given else None
+    if keys is None and cfg.kind == "vpt" and old is not None:
+        keys = old.keyboard
+    if keys is None and cfg.kind == "events":
+        keys = old.keyboard if old is not None else _all_keys(found.recordings, how)
+    if cfg.kind == "gf-minecraft":
+        keys = None
+    setup = _Setup(cfg, how, keys, str(out))
+    return _Import(setup, found, given, old, say, progress).run()
 
-    writer, total = None, Report(len(videos), 0, 0, Counter())
-    with contextlib.ExitStack() as stack:
-        for file in videos:
-            annotation = annotation_of(file, SUFFIXES[cfg.kind])
-            track, columns = read_track(annotation, cfg.kind, keys)
-            video = _open_video(file)
-            if cfg.kind in ("paper", "rows") and video.frames not in (0, len(track.usable)):
-                raise InputError(f"{annotation} has {len(track.usable)} rows, and {file} has {video.frames} frames")
-            if writer is None:
-                scheme = _schema(columns, cfg.fps or video.fps, cfg.size, given)
-                writer = stack.enter_context(Writer(out, scheme))
-            if columns != scheme.keyboard:
-                raise InputError(f"{annotation} has the keys {', '.join(columns)}, not {', '.join(scheme.keyboard)}")
-            name = file.relative_to(source).with_suffix("").as_posix()
-            kept, dropped = _import_video(writer, scheme, video, track, name, cfg)
-            total = total._replace(
-                clips=total.clips + kept, frames=total.frames + kept * cfg.clip_frames, dropped=total.dropped + dropped
+
+def _schema_at(out: str | os.PathLike) -> Schema | None:
+    try:
+        return Dataset(out).schema
+    except InputError:
+        if dataset.is_local(out) and Path(out, schema.FILE).exists():
+            raise
+        return None
+
+
+def _all_keys(recordings: dict[str, Source], how: Layout) -> tuple[str, ...] | None:
+    """Columns for all that any log presses, where neither a schema nor their headers say it."""
+    columns: dict[str, None] = {}
+    for source in recordings.values():
+        try:
+            log = events.read_log(annotation_of(source, "events"))
+        except InputError:
+            continue  # it is named when its turn comes
+        columns |= dict.fromkeys(events.columns_of(log, how.keys))
+    return tuple(sorted(columns, key=lambda c: (list(events.KEYS).index(c) if c in events.KEYS else 99, c))) or None
+
+
+class _Import:
+    """One run of `import_folder`."""
+
+    def __init__(self, setup: _Setup, found: videos.Found, given, old, say, progress):
+        self.setup, self.found, self.given, self.say, self.progress = setup, found, given, say, progress
+        self.scheme: Schema | None = old
+        self.writer: Writer | None = None
+        self.problems = list(found.faults)
+        self.report = Report(len(found.recordings), 0, 0, Counter(), ())
+        self.waiting: deque[tuple[Source, list[Future], int]] = deque()
+        self.done = 0
+
+    def run(self) -> Report:
+        executor = self._executor()
+        try:
+            self._run(executor)
+        except BrokenProcessPool:
+            raise InputError(
+                "a process of the import died; the machine may have too little memory for --workers"
+            ) from None
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+            if self.writer is not None:
+                self.writer.close()
+        return self.report._replace(problems=tuple(self.problems))
+
+    def _executor(self) -> Executor:
+        workers = self.setup.cfg.workers or len(os.sched_getaffinity(0))
+        sizes = [sum(f.stat().st_size for f in _files(source)) for source in self.found.recordings.values()]
+        if workers == 1 or (not self.setup.cfg.workers and sum(sizes) < FEW_BYTES):
+            return _Here()
+        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_ignore_interrupts)
+
+    def _run(self, executor: Executor) -> None:
+        recordings = iter(self.found.recordings.items())
+        scans: deque[tuple[str, Source, Future]] = deque()
+        ahead = 1 if isinstance(executor, _Here) else 64
+        while True:
+            while len(scans) < ahead and (item := next(recordings, None)) is not None:
+                scans.append((*item, executor.submit(_scan, item[1], self.setup)))
+            if not scans:
+                break
+            name, source, future = scans.popleft()
+            try:
+                parts, already = self._plan(name, source, future.result())
+            except InputError as error:
+                self._wrong(str(error))
+                continue
+            self.waiting.append((source, [executor.submit(_store, part, self.setup) for part in parts], already))
+            while self.waiting and (len(self.waiting) > ahead or all(f.done() for f in self.waiting[0][1])):
+                self._collect()
+        while self.waiting:
+            self._collect()
+
+    def _wrong(self, sentence: str) -> None:
+        self.problems.append(sentence)
+        self.done += 1
+        self.progress(self.done, len(self.found.recordings))
+
+    def _collect(self) -> None:
+        """Takes over what the parts of the oldest recording have stored."""
+        source, parts, already = self.waiting.popleft()
+        kept, dropped, problem = 0, Counter(), None
+        for future in parts:
+            try:
+                entries = future.result()
+            except InputError as error:
+                problem = str(error)
+                continue
+            for entry in entries:
+                self.writer.adopt(entry)
+                kept += entry.kept
+                if not entry.kept:
+                    dropped[str(entry.info["dropped"])] += 1
+        report = self.report
+        self.report = report._replace(
+            clips=report.clips + kept,
+            frames=report.frames + kept * self.setup.cfg.clip_frames,
+            dropped=report.dropped + dropped,
+        )
+        there = f", {already} were there" if already else ""
+        self.say(f"{source}: {kept} new clips{there}")
+        if problem is not None:
+            self._wrong(problem)
+            return
+        self.done += 1
+        self.progress(self.done, len(self.found.recordings))
+
+    def _plan(self, name: str, source: Source, scanned: _Scanned) -> tuple[list[_Part], int]:
+        """The parts of a recording that are not stored yet, and how many of its clips are."""
+        cfg, matched = self.setup.cfg, scanned.matched
+        if self.writer is None:
+            self._begin(scanned)
+        if scanned.columns != self.scheme.keyboard:
+            raise InputError(
+                f"{annotation_of(source, cfg.kind)} has the keys {', '.join(scanned.columns)}, "
+                f"not {', '.join(self.scheme.keyboard)}"
             )
-            say(f"{file}: {kept} new clips")
-    return total
+        self.problems += [f"{source}: {sentence}" for sentence in matched.faults]
+        for sentence in scanned.ignored:
+            self.say(f"{source}: {sentence}")
+        try:
+            chosen, rows = tracks.resample(matched, self.scheme.fps)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
+        clip, entries = self._name(name, source, scanned)
+        spans = _segments(rows.usable, cfg.clip_frames)
+        fresh = [span for span in spans if f"{clip}-{span[0]:06d}" not in entries]
+        if not spans:
+            what = "frames in a row are usable" if (~rows.usable).any() else "frames are there"
+            longest = max((b - a for a, b in videos.spans(rows.usable)), default=0)
+            self.say(f"{source}: {longest} {what}, too few for a clip of {cfg.clip_frames}")
+        info = {"recording": cfg.kind, "source": name, "content": scanned.content, "mark": scanned.mark}
+        stamps = matched.stamps[chosen]
+        parts = []
+        for group in _groups(fresh, cfg.clip_frames):
+            first, last = group[0][0], group[-1][1]
+            cut = Track(*(array[first:last] for array in rows))
+            local = [(a - first, b - first) for a, b in group]
+            parts.append(
+                _Part(source, clip, self.scheme, cut, stamps[first:last], local, chosen[first:last], first, info)
+            )
+        return parts, len(spans) - len(fresh)
 
-
-def _schema(columns: tuple[str, ...], fps: float, size: tuple[int, int], given: Schema | None) -> Schema:
-    """The schema of the dataset: what the videos say, and the rest as it was given."""
-    if given is None:
-        return Schema(columns, fps, size, models=schema.default_models(columns))
-    return Schema(columns, fps, size, given.mouse_scale, given.pitch_limits, models=given.models)
-
-
-def _import_video(
-    writer: Writer, scheme: Schema, video: _Video, track: Track, name: str, cfg: ImportConfig
-) -> tuple[int, Counter]:
-    """Adds the clips of one video that are not there yet: how many, and how many each filter dropped instead."""
-    chosen, rows = resample(track, video.fps, scheme.fps)
-    spans = [(f"{clip_name(name)}-{start:06d}", start, stop) for start, stop in _segments(rows.usable, cfg.clip_frames)]
-    spans = [span for span in spans if span[0] not in writer.entries]
-    wanted = [chosen[start:stop] for _, start, stop in spans]
-    pictures = _frames(video, scheme.size, np.concatenate(wanted)) if spans else iter(())
-    dropped = Counter()
-    for clip_id, start, stop in spans:
-        frames = np.stack([next(pictures) for _ in range(stop - start)])
-        keyboard, mouse, position, rotation, velocity, _ = (array[start:stop] for array in rows)
-        clip = Clip(frames, keyboard, mouse.astype(np.float32), position, rotation, velocity)
-        marks, reason = filters.judge(clip, scheme, cfg.filters)
-        info = {"recording": cfg.kind, "source": name, "first_frame": int(chosen[start]), "codec": cfg.codec}
-        info["marks"] = marks
-        if cfg.drop and reason is not None:
-            dropped[reason] += 1
-            writer.add(clip_id, b"", cfg.clip_frames, {**info, "dropped": reason})
+    def _begin(self, scanned: _Scanned) -> None:
+        """Opens the dataset, with the first recording's columns and rate where it is new."""
+        cfg, given, old = self.setup.cfg, self.given, self.scheme
+        fps = cfg.fps or (old.fps if old else scanned.matched.fps)
+        if old is not None and abs(fps / old.fps - 1) < SAME_RATE:
+            fps = old.fps
+        columns = scanned.columns
+        if given is None:
+            scheme = Schema(columns, fps, cfg.size, models=schema.default_models(columns))
         else:
-            writer.add(clip_id, codec.encode(clip, cfg.codec), cfg.clip_frames, info)
-    return len(spans) - dropped.total(), dropped
+            scheme = Schema(columns, fps, cfg.size, given.mouse_scale, given.pitch_limits, models=given.models)
+        if old is not None and given is None:  # what only a schema file says is as it was
+            scheme = dataclasses.replace(
+                scheme, mouse_scale=old.mouse_scale, pitch_limits=old.pitch_limits, models=old.models
+            )
+            if old.keyboard != columns:
+                scheme = dataclasses.replace(scheme, keyboard=old.keyboard)
+        self.writer = Writer(self.setup.path, scheme)
+        self.scheme = scheme
+        self.say(f"keyboard columns: {', '.join(scheme.keyboard)}; {scheme.fps:.6g} frames a second")
+
+    def _name(self, name: str, source: Source, scanned: _Scanned) -> tuple[str, set[str]]:
+        """The recording's name in the dataset, and its clips that are there and as good as new."""
+        entries = self.writer.entries
+        same = [e for e in entries.values() if e.info.get("content") == scanned.content]
+        stale = [e for e in same if e.info.get("mark") != scanned.mark]
+        if stale:
+            self.say(f"{source}: its annotations or the options have changed: {len(stale)} old clips are replaced")
+            self.writer.discard({entry.name for entry in stale})
+        if same and len(stale) < len(same):
+            keep = next(e for e in same if e.info.get("mark") == scanned.mark)
+            if keep.info.get("source") != name:
+                self.say(f"{source}: these pictures are there as {keep.info.get('source')}")
+            return keep.name.rpartition("-")[0], {e.name for e in same} - {e.name for e in stale}
+        clip = clip_name(name)
+        taken = {e.name.rpartition("-")[0] for e in self.writer.entries.values()}
+        return (f"{clip}-{scanned.content[:8]}" if clip in taken else clip), set()
+
+
+def _files(source: Source) -> tuple[Path, ...]:
+    return source.files if isinstance(source, Sequence) else (source,)
+
+
+def _segments(usable: np.ndarray, length: int) -> list[tuple[int, int]]:
+    """Frame spans [start, stop) of exactly `length` usable frames, one after another."""
+    return [(start, start + length) for a, b in videos.spans(usable) for start in range(a, b - length + 1, length)]
+
+
+def _groups(spans: list[tuple[int, int]], length: int) -> Iterator[list[tuple[int, int]]]:
+    """Clips in groups for one process each."""
+    size = max(1, PART_FRAMES // length)
+    for k in range(0, len(spans), size):
+        yield spans[k : k + size]

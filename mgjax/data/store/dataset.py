@@ -22,7 +22,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -145,6 +145,18 @@ def _load_entries(store: ts.KvStore) -> tuple[dict[str, Entry], list[str], list[
     return entries, damaged, leftovers
 
 
+def store_clip(path: str | os.PathLike, name: str, data: bytes, num_frames: int, info: Mapping[str, object]) -> Entry:
+    """Stores an encoded clip as a shard of its own, for the `Writer` that holds the dataset at `path` to `adopt`.
+
+    Any process of that writer's may call it. Empty `data` notes that the clip was dropped.
+    """
+    if name != clip_name(name):
+        raise ValueError(f"clip name {name!r} has characters that a name cannot have")
+    entry = Entry(name, num_frames, _single(name), 0, len(data), hashlib.sha256(data).hexdigest(), dict(info))
+    _write_shard(_open(path), entry.shard, data, [entry])
+    return entry
+
+
 class Dataset:
     """A folder of clips to read: random access, picklable, safe to share between threads.
 
@@ -229,14 +241,28 @@ class Writer:
 
     def add(self, name: str, data: bytes, num_frames: int, info: Mapping[str, object]) -> None:
         """Stores an encoded clip; empty `data` notes that the clip was dropped. It is safe once this returns."""
-        if name != clip_name(name) or name in self.entries:
-            raise ValueError(f"clip name {name!r} is taken or has characters that a name cannot have")
-        entry = Entry(name, num_frames, _single(name), 0, len(data), hashlib.sha256(data).hexdigest(), dict(info))
-        _write_shard(self._store, entry.shard, data, [entry])
-        self.entries[name] = entry
+        if name in self.entries:
+            raise ValueError(f"clip name {name!r} is taken")
+        self.adopt(store_clip(self.path, name, data, num_frames, info))
+
+    def adopt(self, entry: Entry) -> None:
+        """Takes in a clip that `store_clip` has stored."""
+        self.entries[entry.name] = entry
         self._single.append(entry)
         if sum(e.bytes for e in self._single) >= self._shard_bytes:
             self._merge()
+
+    def discard(self, names: Set[str]) -> None:
+        """Takes clips out of the index, so that others may have their names; merged shards keep the bytes."""
+        shards = {self.entries[name].shard for name in names}
+        for shard in sorted(shards):
+            rest = [e for e in self.entries.values() if e.shard == shard and e.name not in names]
+            if rest:
+                _write_shard(self._store, shard, b"", rest)
+            else:
+                self._remove(shard)
+        self.entries = {name: entry for name, entry in self.entries.items() if name not in names}
+        self._single = [entry for entry in self._single if entry.name not in names]
 
     def close(self) -> None:
         """Merges what is left over and lets go of the folder."""
@@ -269,6 +295,8 @@ class Writer:
         parts, merged, offset = [], [], 0
         singles = sorted(self._single, key=lambda e: e.name)
         shard = f"{singles[0].name}+{len(singles) - 1}"
+        while any(entry.shard == shard for entry in self.entries.values()):  # of clips that were discarded since
+            shard += "+"
         for entry in singles:
             data = _read(self._store, f"shards/{entry.shard}.clips") if entry.kept else b""
             if data is None or hashlib.sha256(data).hexdigest() != entry.sha256:

@@ -21,6 +21,7 @@
     compute = "bfloat16"
     values = "bfloat16"
 
+A schema file that an import is given may have a table [source], too (`mgjax.data.exchange.layout`).
 Model columns without a line are never pressed; the idle column of a model (`ControlConfig.idle`) is pressed by itself.
 """
 
@@ -128,7 +129,8 @@ def loads(text: str, where: str = FILE) -> Schema:
         value = data.get(key)
         return isinstance(value, list) and len(value) == count and all(type(v) in kinds for v in value)
 
-    known = {"version", "fps", "size", "keyboard", "mouse_scale", "pitch_limits", "engine", "model", "encoded"}
+    known = {"version", "fps", "size", "keyboard", "mouse_scale", "pitch_limits", "engine", "model"}
+    known |= {"encoded", "source"}  # the latter is read by an import (`mgjax.data.exchange.layout`)
     for key in data:
         if key not in known:
             raise InputError(f"{where}: there is no key {key!r}; there are {', '.join(sorted(known))}")
