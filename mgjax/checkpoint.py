@@ -120,6 +120,8 @@ def load(
             stored = _stored(checkpointer, path)
             places = jax.tree.map(lambda _: one, stored) if isinstance(one, jax.sharding.Sharding) else one
             return checkpointer.restore(path, args=ocp.args.StandardRestore(jax.tree.map(target, stored, places)))
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"cannot load {path}: {str(error).splitlines()[0]}") from error
 

@@ -14,9 +14,14 @@ import typing
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mgjax.errors import InputError
+
 AttentionKind = Literal["xla", "tiled", "cudnn"]
 DecoderKind = Literal["vae", "taehv"]
 DType = Literal["float32", "bfloat16"]
+AttentionChoice = Literal["auto", AttentionKind]
+DecoderChoice = Literal["auto", DecoderKind]
+DTypeChoice = Literal["auto", DType]
 
 
 @dataclass(frozen=True)
@@ -65,15 +70,15 @@ class DiTConfig:
 
     def __post_init__(self):
         if self.dim % self.num_heads or self.head_dim % 2:
-            raise ValueError(f"dim {self.dim} does not split into {self.num_heads} heads of even width")
+            raise InputError(f"dim {self.dim} does not split into {self.num_heads} heads of even width")
         if self.latent_height % self.patch or self.latent_width % self.patch:
-            raise ValueError(f"latent {self.latent_height}x{self.latent_width} is not a multiple of patch {self.patch}")
+            raise InputError(f"latent {self.latent_height}x{self.latent_width} is not a multiple of patch {self.patch}")
         if not 0 <= self.num_action_layers <= self.num_layers:
-            raise ValueError(f"{self.num_action_layers} action layers do not fit in {self.num_layers} layers")
+            raise InputError(f"{self.num_action_layers} action layers do not fit in {self.num_layers} layers")
         if self.window is not None and not self.chunk <= self.window:
-            raise ValueError(f"window {self.window} is smaller than the chunk of {self.chunk} latent frames")
+            raise InputError(f"window {self.window} is smaller than the chunk of {self.chunk} latent frames")
         if self.sink and (self.window is None or self.sink > self.window - self.chunk):
-            raise ValueError(f"sink {self.sink} does not fit in window {self.window} beside a chunk of {self.chunk}")
+            raise InputError(f"sink {self.sink} does not fit in window {self.window} beside a chunk of {self.chunk}")
 
     @property
     def head_dim(self) -> int:
@@ -97,7 +102,7 @@ class DiTConfig:
     def past(self) -> int:
         """Latent frames a stream keeps in its cache: the window without the chunk being denoised."""
         if self.window is None:
-            raise ValueError("a model with a global window cannot stream: give DiTConfig.window a size")
+            raise InputError("a model with a global window cannot stream: give DiTConfig.window a size")
         return self.window - self.chunk
 
 
@@ -168,7 +173,7 @@ class SamplerConfig:
 
     def __post_init__(self):
         if not 0 <= self.context < 1:
-            raise ValueError(f"a context of noise {self.context} is not within [0, 1)")
+            raise InputError(f"a context of noise {self.context} is not within [0, 1)")
 
     @property
     def draws(self) -> int:
@@ -207,7 +212,7 @@ class WorldConfig:
 
     def __post_init__(self):
         if len(self.control.columns) != self.dit.action.keyboard_dim:
-            raise ValueError(
+            raise InputError(
                 f"{len(self.control.columns)} keyboard columns are named, the DiT takes {self.dit.action.keyboard_dim}"
             )
 
@@ -299,7 +304,7 @@ class Settings:
         for name, kind in (("dtype", DType), ("decoder", DecoderKind), ("attention", AttentionKind)):
             value, known = getattr(self, name), typing.get_args(kind)
             if value not in known:
-                raise ValueError(f"there is no {name} {value!r}; there are {', '.join(known)}")
+                raise InputError(f"there is no {name} {value!r}; there are {', '.join(known)}")
 
 
 PRESETS: types.MappingProxyType[str, WorldConfig] = types.MappingProxyType(
@@ -308,9 +313,9 @@ PRESETS: types.MappingProxyType[str, WorldConfig] = types.MappingProxyType(
 
 
 def preset(name: str) -> WorldConfig:
-    """The preset called `name`; ValueError names the ones there are."""
+    """The preset called `name`; InputError names the ones there are."""
     if name not in PRESETS:
-        raise ValueError(f"there is no model {name!r}; there are {', '.join(PRESETS)}")
+        raise InputError(f"there is no model {name!r}; there are {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
@@ -320,11 +325,11 @@ def to_json(cfg) -> str:
 
 
 def from_json(text: str, kind: type = WorldConfig):
-    """The config of class `kind` in `text`; ValueError names an unknown or misshapen field."""
+    """The config of class `kind` in `text`; InputError names an unknown or misshapen field."""
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"the config is not JSON: {error}") from None
+        raise InputError(f"the config is not JSON: {error}") from None
     return _build(kind, data, kind.__name__)
 
 
@@ -333,19 +338,34 @@ def _build(kind, value, where: str):
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         if not isinstance(value, dict):
-            raise ValueError(f"{where} is not an object")
+            raise InputError(f"{where} is not an object")
         for name in value:
             if name not in hints:
-                raise ValueError(f"{where} has no field {name!r}")
+                raise InputError(f"{where} has no field {name!r}")
+        for item in dataclasses.fields(kind):
+            if item.name not in value and item.default is item.default_factory is dataclasses.MISSING:
+                raise InputError(f"{where} lacks the field {item.name!r}")
         return kind(**{name: _build(hints[name], item, f"{where}.{name}") for name, item in value.items()})
-    if typing.get_origin(kind) is tuple:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType) and value is not None:
+        arguments = tuple(argument for argument in arguments if argument is not types.NoneType)
+        if len(arguments) == 1:
+            return _build(arguments[0], value, where)
+    if origin is tuple:
         if not isinstance(value, list):
-            raise ValueError(f"{where} is not a list")
-        item_kind = typing.get_args(kind)[0]
-        return tuple(_build(item_kind, item, where) for item in value)
-    kinds = typing.get_args(kind) or (kind,)
+            raise InputError(f"{where} is not a list")
+        return tuple(_build(arguments[0], item, where) for item in value)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise InputError(f"{where} is not an object")
+        return {name: _build(arguments[1], item, f"{where}.{name}") for name, item in value.items()}
+    if origin is Literal:
+        if value not in arguments:
+            raise InputError(f"{where} is {value!r}, not {' or '.join(map(repr, arguments))}")
+        return value
+    kinds = arguments or (kind,)
     if float in kinds and type(value) is int:
         value = float(value)
     if type(value) not in kinds:
-        raise ValueError(f"{where} is {value!r}, not {' or '.join(k.__name__ for k in kinds)}")
+        raise InputError(f"{where} is {value!r}, not {' or '.join(k.__name__ for k in kinds)}")
     return value

@@ -7,7 +7,7 @@ Dimensions: `b` batch, `f` pixel frames, `t` latent frames, `h w` latent grid, `
 
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 
 class Actions(NamedTuple):
@@ -15,6 +15,13 @@ class Actions(NamedTuple):
 
     keyboard: Float[Array, "b f a"]
     mouse: Float[Array, "b f m"]  # [pitch, yaw], up and right positive; m = 0 for a world without a mouse
+
+
+class Frames(NamedTuple):
+    """What a world shows."""
+
+    pixels: UInt8[Array, "*i b f h w 3"]
+    finite: Bool[Array, "*i b"]  # false where a number in them, or in the latents behind them, was none
 
 
 class ImageCondition(NamedTuple):

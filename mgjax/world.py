@@ -1,200 +1,274 @@
-"""A world: the pure functions that start a stream from a picture and carry it on, built from one config.
+"""A world: the pure functions that start a stream from a picture and carry it on.
 
 One chunk is `cfg.dit.chunk` latent frames and, for every row of a batch alike, `cfg.chunk_frames` (12) action rows and
 pixel frames. They are numbered from the beginning of the stream: the chunk that starts at latent frame T takes rows 4T
 - 4 to 4T + 7 and makes frames 4T - 3 to 4T + 8, so that row r produces frame r + 1. A stream's first chunk (T = 0) has
 no rows -4 to -1 and no frames -3 to -1: these rows are ignored and these frames are blank. That makes one program serve
 every chunk, and rows of a batch that are at different places.
+
+A chunk is three programs, in the order in which a stream wants them: `sample` (noise to latents), `decode` (latents to
+frames, which may leave now) and `commit` (latents into the cache, for the next chunk). `chunk_step` is all of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mgjax.config import DiTConfig, Settings, WorldConfig
+from mgjax.diffusion import rollout
 from mgjax.diffusion.flow import add_noise
-from mgjax.diffusion.rollout import rollout, sample
 from mgjax.diffusion.schedule import NUM_TIMESTEPS, step_sigmas
+from mgjax.errors import InputError
 from mgjax.models import clip, dit, taehv, vae
-from mgjax.types import Actions, ImageCondition, StreamState
+from mgjax.programs import Programs, programs
+from mgjax.types import Actions, Frames, ImageCondition, StreamState
+
+Params = dict[str, Any]  # {"dit", "vae", "taehv", "clip"}; a stream reads "dit" and its decoder's alone
 
 
-class Network(NamedTuple):
-    """The DiT bound to one chunk of a stream."""
+@dataclass(frozen=True)
+class World:
+    """A config and how it is computed. Every method is a pure function, and two equal worlds share what was compiled.
 
-    chunk: dit.Chunk
-    denoise: Callable[[Float[Array, "b t h w c"], Float[Array, "1 1"]], Float[Array, "b t h w c"]]
-    """(noisy latents, timestep) -> velocity."""
-    commit: Callable[..., StreamState]
-    """(finished latents, noise) -> the state after the chunk, its decoder cache as before. `noise`, of their shape, is
-    what they are remembered in; a world whose sampler has no context noise takes None."""
-
-
-class World(NamedTuple):
-    """The functions of one world; all are pure, and all but `init` want parameters in the compute dtype for full speed.
-
-    `params` is {"dit", "vae", "taehv", "clip"}; a stream reads "dit" and its decoder's alone.
+    Parameters and state are arguments and results. All methods but `init` want parameters in the compute dtype for full
+    speed. InputError where the config cannot stream.
     """
 
     cfg: WorldConfig
-    settings: Settings
-    init: Callable[[PRNGKeyArray], dict]
-    """key -> random parameters in the compute dtype."""
-    encode: Callable[..., ImageCondition]
-    """(params, image [b h w 3] in [-1, 1], horizon=None) -> condition. Only the first `horizon` latent frames are
-    exact where it is given: a stream that is known to be short saves the time."""
-    begin: Callable[..., StreamState]
-    """(params, condition, keys [b]) -> the state of new streams."""
-    network: Callable[..., Network]
-    """(params, state, actions) -> the DiT bound to the next chunk."""
-    sample_chunk: Callable[..., tuple[Float[Array, "b t h w c"], StreamState]]
-    """(params, state, actions, noise=None) -> (latents, state): the DiT's part of a chunk, before decoding.
-    `noise` [b, draws, t, h, w, c] replaces what is drawn from the state's key: one for each step, and the context's."""
-    decode: Callable[..., tuple[UInt8[Array, "b f h w 3"], Array]]
-    """(params, latents, position [b] of their first frame, decoder cache) -> (frames, cache)."""
-    chunk_step: Callable[..., tuple[UInt8[Array, "b f h w 3"], StreamState]]
-    """(params, state, actions [b, 12], noise=None) -> (frames, state), for `jit_step`."""
-    rollout: Callable[..., tuple[UInt8[Array, "i b f h w 3"], StreamState]]
-    """(params, state, actions [i, b, 12]) -> (frames of i chunks, state): a scan of `chunk_step`."""
+    settings: Settings = field(default_factory=Settings)
 
+    def __post_init__(self):
+        if self.cfg.dit.window is None:
+            raise InputError(
+                f"the model {self.cfg.name} cannot stream: its window is global (DiTConfig.window is None)"
+            )
 
-def build(cfg: WorldConfig, settings: Settings = Settings()) -> World:  # noqa: B008
-    """The functions of the world that `cfg` describes. ValueError where `cfg` cannot stream."""
-    if cfg.dit.window is None:
-        raise ValueError("its window is global: a stream needs DiTConfig.window to have a size")
-    dtype, attention = jnp.dtype(settings.dtype), settings.attention
-    chunk, stride = cfg.dit.chunk, cfg.vae.temporal_stride
-    history = stride * (cfg.dit.action.window - 1)
-    settled = vae.settled_latents(cfg.vae)
-    level = cfg.sampler.context
-    sigmas = tuple(step_sigmas(cfg.sampler.steps, cfg.sampler.shift).tolist())
-    latent_shape = (chunk, cfg.dit.latent_height, cfg.dit.latent_width, cfg.dit.latent_channels)
-    decoder_model, decoder_cfg = {"vae": (vae, cfg.vae), "taehv": (taehv, cfg.taehv)}[settings.decoder]
+    @property
+    def dtype(self) -> Any:
+        """What is computed in; float32 islands aside."""
+        return jnp.dtype(self.settings.dtype)
 
-    def init(key: PRNGKeyArray) -> dict:
-        keys = jax.random.split(key, 4)
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """Noise level of every denoising step."""
+        return tuple(step_sigmas(self.cfg.sampler.steps, self.cfg.sampler.shift).tolist())
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """[t, h, w, c] of a chunk."""
+        cfg = self.cfg.dit
+        return cfg.chunk, cfg.latent_height, cfg.latent_width, cfg.latent_channels
+
+    @property
+    def history(self) -> int:
+        """Action rows of earlier chunks that a chunk still sees."""
+        return self.cfg.vae.temporal_stride * (self.cfg.dit.action.window - 1)
+
+    @property
+    def settled(self) -> int:
+        """Latent frames of a picture's condition that differ; the last stands for all later ones."""
+        return vae.settled_latents(self.cfg.vae)
+
+    def init(self, key: PRNGKeyArray) -> Params:
+        """Random parameters of all networks in the compute dtype."""
+        keys, cfg = jax.random.split(key, 4), self.cfg
         return {
-            "dit": dit.init(keys[0], cfg.dit, dtype),
-            "vae": vae.init(keys[1], cfg.vae, dtype),
-            "taehv": taehv.init(keys[2], cfg.taehv, dtype),
-            "clip": clip.init(keys[3], cfg.clip, dtype),
+            "dit": dit.init(keys[0], cfg.dit, self.dtype),
+            "vae": vae.init(keys[1], cfg.vae, self.dtype),
+            "taehv": taehv.init(keys[2], cfg.taehv, self.dtype),
+            "clip": clip.init(keys[3], cfg.clip, self.dtype),
         }
 
-    def encode(params: dict, image: Float[Array, "b h w 3"], horizon: int | None = None) -> ImageCondition:
-        frames = settled if horizon is None else min(horizon, settled)
-        return ImageCondition(
-            latents=vae.encode_image_condition(params["vae"], cfg.vae, image, frames, dtype=dtype).astype(jnp.float32),
-            features=clip.encode(params["clip"], cfg.clip, image, dtype=dtype),
-        )
+    def encode(self, params: Params, image: Float[Array, "b h w 3"], horizon: int | None = None) -> ImageCondition:
+        """What the DiT sees of pictures in [-1, 1]. Only the first `horizon` latent frames of it are exact where that
+        is given: a stream that is known to be short saves the time."""
+        frames = self.settled if horizon is None else min(horizon, self.settled)
+        latents = vae.encode_image_condition(params["vae"], self.cfg.vae, image, frames, dtype=self.dtype)
+        features = clip.encode(params["clip"], self.cfg.clip, image, dtype=self.dtype)
+        return ImageCondition(latents.astype(jnp.float32), features)
 
-    def begin(params: dict, condition: ImageCondition, keys: PRNGKeyArray) -> StreamState:
-        batch = keys.shape[0]
-        action = cfg.dit.action
+    def begin(self, params: Params, condition: ImageCondition, keys: PRNGKeyArray) -> StreamState:
+        """The state of new streams, one a picture; `keys` [b] are what their noise is drawn from."""
+        cfg, batch = self.cfg.dit, keys.shape[0]
+        widths = cfg.action.keyboard_dim, cfg.action.mouse_dim
+        codec, codec_cfg = self._codec
         return StreamState(
             key=jax.random.key_data(keys),
             position=jnp.zeros(batch, jnp.int32),
-            rows=Actions(
-                *(jnp.zeros((batch, history, n), jnp.float32) for n in (action.keyboard_dim, action.mouse_dim))
-            ),
+            rows=Actions(*(jnp.zeros((batch, self.history, width), jnp.float32) for width in widths)),
             condition=condition.latents,
-            image=dit.prepare_image(params["dit"], cfg.dit, condition.features, dtype),
-            cache=dit.init_cache(params["dit"], cfg.dit, batch, dtype),
-            decoder=decoder_model.init_decoder_cache(
-                decoder_cfg, batch, cfg.dit.latent_height, cfg.dit.latent_width, dtype
-            ),
+            image=dit.prepare_image(params["dit"], cfg, condition.features, self.dtype),
+            cache=dit.init_cache(params["dit"], cfg, batch, self.dtype),
+            decoder=codec.init_decoder_cache(codec_cfg, batch, cfg.latent_height, cfg.latent_width, self.dtype),
         )
 
-    def seen_rows(state: StreamState, actions: Actions) -> Actions:
-        """History and the chunk's rows; those before a stream's first, row `stride` of its first chunk, equal it."""
-        new = (state.position == 0)[:, None, None]
-
-        def join(past, rows):
-            early = (jnp.arange(history + rows.shape[1]) < history + stride)[:, None]
-            return jnp.where(new & early, rows[:, stride : stride + 1], jnp.concatenate([past, rows], 1))
-
-        return Actions(*(join(past, rows.astype(jnp.float32)) for past, rows in zip(state.rows, actions, strict=True)))
-
-    def draw(state: StreamState) -> Float[Array, "b draws t h w c"]:
-        def row(key, position):
-            key = jax.random.fold_in(jax.random.wrap_key_data(key), position)
-            return jax.random.normal(key, (cfg.sampler.draws, *latent_shape), jnp.float32)
-
-        return jax.vmap(row)(state.key, state.position)
-
-    def bind(weights_at: Callable, state: StreamState, actions: Actions) -> Network:
-        """`weights_at(x)` -> (the DiT's weights, x), asked anew by every pass over the network."""
-        position = state.position[:, None] + jnp.arange(chunk)
-        rows = seen_rows(state, actions)
-        bound = dit.Chunk(
-            condition=condition_channels(cfg.dit, state.condition, position),
+    def bind(self, params: Params, state: StreamState, actions: Actions) -> dit.Chunk:
+        """What the next chunk gives to every pass of the DiT over it; `actions` are its rows [b, 12]."""
+        cfg, stride = self.cfg.dit, self.cfg.vae.temporal_stride
+        position = state.position[:, None] + jnp.arange(cfg.chunk)
+        return dit.Chunk(
+            condition=condition_channels(cfg, state.condition, position),
             image=state.image,
-            context=dit.prepare(cfg.dit, position, rows, stride),
+            context=dit.prepare(cfg, position, self.seen_rows(state, actions), stride),
             cache=state.cache,
             position=state.position,
         )
 
+    def denoise(
+        self, params: Params, chunk: dit.Chunk, x: Float[Array, "b t h w c"], timestep: Float[Array, "1 1"]
+    ) -> Float[Array, "b t h w c"]:
+        """Velocity (noise - x0) of the noisy latents `x` of a chunk of `bind`."""
+        return dit.denoise(params["dit"], self.cfg.dit, x, timestep, chunk, self.dtype, self.settings.attention)
+
+    def sample(
+        self,
+        params: Params,
+        state: StreamState,
+        actions: Actions,
+        noise: Float[Array, "b draws t h w c"] | None = None,
+    ) -> Float[Array, "b t h w c"]:
+        """Latents of the next chunk, for its rows [b, 12]. `noise`, one array a step, replaces what is drawn from the
+        state's key."""
+        chunk = self.bind(params, state, actions)
+
         def denoise(x, timestep):
-            weights, x = weights_at(x)
-            return dit.denoise(weights, cfg.dit, x, timestep, bound, dtype, attention)
+            dit, x = _anew((params["dit"], x))
+            return self.denoise({"dit": dit}, chunk, x, timestep)
 
-        def commit(latents, noise=None):
-            if level:
-                latents = add_noise(latents, noise, jnp.float32(level))
-            kept = Actions(*(part[:, -history:] for part in rows))
-            weights, latents = weights_at(latents)
-            cache = dit.commit(weights, cfg.dit, latents, bound, dtype, attention, NUM_TIMESTEPS * level)
-            return state._replace(position=state.position + chunk, rows=kept, cache=cache)
+        return rollout.sample(denoise, self._draw(state) if noise is None else noise, self.sigmas).x0
 
-        return Network(bound, denoise, commit)
+    def decode(
+        self, params: Params, latents: Float[Array, "b t h w c"], position: Int[Array, " b"], cache: Any
+    ) -> tuple[Frames, Any]:
+        """Frames of a chunk and the decoder's cache after it; `position` is that of the chunk's first latent frame."""
+        codec, cfg = self._codec
+        weights = params[self.settings.decoder]
+        video, cache = codec.decode_step(weights, cfg, latents, position == 0, cache, dtype=self.dtype)
+        finite = jnp.isfinite(video).all((1, 2, 3, 4)) & jnp.isfinite(latents).all((1, 2, 3, 4))
+        return Frames(jnp.round((jnp.clip(video, -1, 1) + 1) * 127.5).astype(jnp.uint8), finite), cache
 
-    def network(params: dict, state: StreamState, actions: Actions) -> Network:
-        return bind(lambda x: (params["dit"], x), state, actions)
+    def commit(
+        self,
+        params: Params,
+        state: StreamState,
+        actions: Actions,
+        latents: Float[Array, "b t h w c"],
+        noise: Float[Array, "b t h w c"] | None = None,
+    ) -> StreamState:
+        """The state after a chunk of these rows and finished latents; its decoder's cache is as it was.
 
-    def sample_chunk(params: dict, state: StreamState, actions: Actions, noise: Array | None = None):
-        # A CPU multiplies in float32: XLA would convert all weights before the first pass and keep them to the last.
-        bound = bind(lambda x: jax.lax.optimization_barrier((params["dit"], x)), state, actions)
-        noise = draw(state) if noise is None else noise
-        latents = sample(bound.denoise, noise, sigmas).x0
-        return latents, bound.commit(latents, noise[:, len(sigmas)] if level else None)
-
-    def decode(params: dict, latents: Array, position: Int[Array, " b"], cache):
-        frames, cache = decoder_model.decode_step(
-            params[settings.decoder], decoder_cfg, latents.astype(dtype), position == 0, cache, dtype=dtype
+        A world whose sampler has a `context` remembers the chunk in that much noise: `noise`, or where it is None what
+        is drawn from the state's key.
+        """
+        chunk, cfg, level = self.bind(params, state, actions), self.cfg.dit, self.cfg.sampler.context
+        if level:
+            noise = self._draw(state)[:, -1] if noise is None else noise
+            latents = add_noise(latents, noise, jnp.float32(level))
+        weights, latents = _anew((params["dit"], latents))
+        timestep = NUM_TIMESTEPS * level
+        rows = self.seen_rows(state, actions)
+        return state._replace(
+            position=state.position + cfg.chunk,
+            rows=Actions(*(part[:, part.shape[1] - self.history :] for part in rows)),
+            cache=dit.commit(weights, cfg, latents, chunk, self.dtype, self.settings.attention, timestep),
         )
-        return jnp.round((jnp.clip(frames, -1, 1) + 1) * 127.5).astype(jnp.uint8), cache
 
-    def chunk_step(params: dict, state: StreamState, actions: Actions, noise: Array | None = None):
-        latents, after = sample_chunk(params, state, actions, noise)
-        frames, cache = decode(params, latents, state.position, state.decoder)
-        return frames, after._replace(decoder=cache)
+    def chunk_step(
+        self, params: Params, state: StreamState, actions: Actions, noise: Array | None = None
+    ) -> tuple[Frames, StreamState]:
+        """The next chunk of every stream, for its rows [b, 12]: its frames and the state after it.
 
-    def roll(params: dict, state: StreamState, actions: Actions):
-        return rollout(lambda state, rows: chunk_step(params, state, rows), state, actions)
+        `noise` [b, draws, t, h, w, c], one array a step and where the sampler has a `context` another for it, replaces
+        what is drawn from the state's key.
+        """
+        latents = self.sample(params, state, actions, noise)
+        # The three parts are compiled as they are alone, so that a stream's frames do not depend on who composes them.
+        latents = jax.lax.optimization_barrier(latents)
+        frames, decoder = self.decode(params, latents, state.position, state.decoder)
+        noise = None if noise is None else noise[:, -1]
+        return frames, self.commit(params, state, actions, latents, noise)._replace(decoder=decoder)
 
-    return World(cfg, settings, init, encode, begin, network, sample_chunk, decode, chunk_step, roll)
+    def rollout(self, params: Params, state: StreamState, actions: Actions) -> tuple[Frames, StreamState]:
+        """`chunk_step` for the rows [i, b, 12] of i chunks: the frames of all, stacked on a new axis 0, and the state
+        after them."""
+        return rollout.rollout(lambda state, rows: self.chunk_step(params, state, rows), state, actions)
+
+    def prefill(
+        self, params: Params, state: StreamState, actions: Actions, latents: Float[Array, "i b t h w c"]
+    ) -> StreamState:
+        """The state of streams that made the given latents for the rows [i, b, 12], as if they had been sampled."""
+
+        def step(state, chunk):
+            rows, latents = chunk
+            _, decoder = self.decode(params, latents, state.position, state.decoder)
+            return None, self.commit(params, state, rows, latents)._replace(decoder=decoder)
+
+        return rollout.rollout(step, state, (actions, latents))[1]
+
+    def seen_rows(self, state: StreamState, actions: Actions) -> Actions:
+        """The rows [b, history + 12] that a chunk sees; rows before a stream's first, number 0, equal it.
+
+        A first chunk of a single latent frame has no row 0 yet: there the last that was given stands for it.
+        """
+        stride = self.cfg.vae.temporal_stride
+        # Far from a stream's beginning all is past row 0, and a large position must not overflow.
+        position = jnp.minimum(state.position, self.cfg.dit.action.window + 1)
+        first = self.history + stride * (1 - position)  # where row 0 is
+
+        def join(past, rows):
+            rows = jnp.concatenate([past, rows.astype(jnp.float32)], 1)
+            index = jnp.arange(rows.shape[1])
+            opening = jnp.take_along_axis(rows, jnp.clip(first, 0, len(index) - 1)[:, None, None], 1)
+            return jnp.where((index < first[:, None])[..., None], opening, rows)
+
+        return Actions(*map(join, state.rows, actions))
+
+    def streaming(self, params: Params) -> Params:
+        """The part of `params` that a stream reads once it has begun, in the compute dtype."""
+        decoder = self.settings.decoder
+        part = {"dit": params["dit"], decoder: {"decoder": params[decoder]["decoder"]}}
+        return jax.tree.map(lambda leaf: leaf.astype(self.dtype), part)
+
+    def state_shapes(self, batch: int, horizon: int | None = None) -> StreamState:
+        """Shapes and dtypes of the state of `batch` streams, begun from pictures of which `horizon` latent frames are
+        exact (`encode`)."""
+        cfg, frames = self.cfg.dit, self.settled if horizon is None else min(horizon, self.settled)
+        latents = batch, frames, *self.latent_shape[1:]
+
+        def begin(key):
+            features = jnp.zeros((batch, cfg.image_tokens, cfg.image_dim), self.dtype)
+            condition = ImageCondition(jnp.zeros(latents, jnp.float32), features)
+            return self.begin({"dit": dit.init(key, cfg, self.dtype)}, condition, jax.random.split(key, batch))
+
+        return jax.eval_shape(begin, jax.random.key(0))
+
+    @staticmethod
+    def programs() -> Programs:
+        """The methods, compiled: one set for all worlds of a process."""
+        return programs(World)
+
+    @property
+    def _codec(self):
+        codec = {"vae": vae, "taehv": taehv}[self.settings.decoder]
+        return codec, getattr(self.cfg, self.settings.decoder)
+
+    def _draw(self, state: StreamState) -> Float[Array, "b draws t h w c"]:
+        def row(key, position):
+            key = jax.random.fold_in(jax.random.wrap_key_data(key), position)
+            return jax.random.normal(key, (self.cfg.sampler.draws, *self.latent_shape), jnp.float32)
+
+        return jax.vmap(row)(state.key, state.position)
 
 
-def jit_step(step: Callable) -> jax.stages.Wrapped:
-    """`step(params, state, ...)` of a world, compiled with the state donated."""
-    return jax.jit(step, donate_argnums=1, compiler_options=memory_order(jax.default_backend()))
-
-
-def memory_order(platform: str) -> dict | None:
-    """Options of XLA for programs that must stay small. A CPU's default order puts early what can run early, and so
-    holds the float32 weights of all blocks at a time."""
-    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if platform == "cpu" else None
-
-
-def streaming_params(world: World, params: dict) -> dict:
-    """The part of `params` that `begin`, `chunk_step` and `rollout` read, in the compute dtype."""
-    decoder = world.settings.decoder
-    part = {"dit": params["dit"], decoder: {"decoder": params[decoder]["decoder"]}}
-    return jax.tree.map(lambda leaf: leaf.astype(world.settings.dtype), part)
+def _anew(tree):
+    """`tree`, on a CPU as values of this place alone. A CPU multiplies in float32: XLA would convert all weights before
+    the first pass and keep them to the last."""
+    return jax.lax.platform_dependent(tree, cpu=jax.lax.optimization_barrier, default=lambda tree: tree)
 
 
 def condition_channels(
@@ -206,8 +280,3 @@ def condition_channels(
     mask = (position == 0).astype(latents.dtype)[:, :, None, None, None]
     mask = jnp.broadcast_to(mask, (*latents.shape[:-1], cfg.mask_channels))
     return jnp.concatenate([mask, latents], -1)
-
-
-def replace_row(state: StreamState, row: int, other: StreamState, other_row: int = 0) -> StreamState:
-    """`state` with stream `row` exchanged for stream `other_row` of `other`; the other streams go on undisturbed."""
-    return jax.tree.map(lambda old, new: old.at[row].set(new[other_row]), state, other)

@@ -21,7 +21,7 @@ from mgjax.config import (
 )
 from mgjax.models import convert
 from mgjax.types import Actions, ImageCondition
-from mgjax.world import build, streaming_params
+from mgjax.world import World
 
 
 def _short(cfg):
@@ -58,9 +58,9 @@ def test_nano_fits_two_megabytes():
 def test_a_chunk_of_every_preset(name, decoder):
     """Frames of the preset's size, and a state of the same shapes as before: one program serves the whole stream."""
     cfg, batch = _short(preset(name)), 2
-    world = build(cfg, Settings("bfloat16", decoder))
+    world = World(cfg, Settings("bfloat16", decoder))
     params = {part: convert.shapes(part, cfg) for part in convert.COMPONENTS}
-    params = jax.eval_shape(lambda params: streaming_params(world, params), params)
+    params = jax.eval_shape(lambda params: world.streaming(params), params)
     latents = (batch, 9, cfg.dit.latent_height, cfg.dit.latent_width, cfg.dit.latent_channels)
     condition = ImageCondition(
         jax.ShapeDtypeStruct(latents, jnp.float32),
@@ -71,8 +71,8 @@ def test_a_chunk_of_every_preset(name, decoder):
     rows = (cfg.dit.action.keyboard_dim, cfg.dit.action.mouse_dim)
     actions = Actions(*(jax.ShapeDtypeStruct((batch, cfg.chunk_frames, n), jnp.float32) for n in rows))
     frames, after = jax.eval_shape(world.chunk_step, params, state, actions)
-    assert frames.shape == (batch, 12, cfg.height, cfg.width, 3)
-    assert frames.dtype == jnp.uint8
+    assert frames.pixels.shape == (batch, 12, cfg.height, cfg.width, 3)
+    assert frames.pixels.dtype == jnp.uint8
     described = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)  # noqa: E731
     assert described(after) == described(state)
 
@@ -80,7 +80,7 @@ def test_a_chunk_of_every_preset(name, decoder):
 @pytest.mark.parametrize("name", STREAMING)
 def test_the_picture_of_every_preset(name):
     cfg = preset(name)
-    world = build(cfg, Settings("bfloat16"))
+    world = World(cfg, Settings("bfloat16"))
     params = {part: convert.shapes(part, cfg) for part in convert.COMPONENTS}
     image = jax.ShapeDtypeStruct((1, cfg.height, cfg.width, 3), jnp.float32)
     condition = jax.eval_shape(lambda params, image: world.encode(params, image, horizon=6), params, image)

@@ -7,17 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mgjax.config import Settings
+from mgjax.config import Settings, preset
+from mgjax.errors import InputError
 from mgjax.eval.bench import CompilationCounter
+from mgjax.programs import replace_row
 from mgjax.types import Actions, ImageCondition
-from mgjax.world import build, jit_step, replace_row, streaming_params
+from mgjax.world import World
 
 CHUNKS = 4
 
 
 @pytest.fixture(scope="module", params=["vae", "taehv"])
 def world(tiny, request):
-    return build(tiny, Settings("float32", request.param))
+    return World(tiny, Settings("float32", request.param))
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def params(world):
     def fill(leaf):
         return leaf if leaf.any() else 0.2 * jax.random.normal(key, leaf.shape)
 
-    return streaming_params(world, {**params, "dit": jax.tree.map(fill, params["dit"])})
+    return world.streaming({**params, "dit": jax.tree.map(fill, params["dit"])})
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,8 @@ def _play(step, params, state, script):
     frames = []
     for index in range(script.keyboard.shape[0]):
         out, state = step(params, state, _chunk(script, index))
-        frames.append(np.asarray(out))
+        assert out.finite.all()
+        frames.append(np.asarray(out.pixels))
     return np.stack(frames), state
 
 
@@ -76,8 +79,10 @@ def test_rollout_is_the_same_as_stepping(world, params, step):
     state, script = _state(world, params, [3]), _script(world, [3])
     stepped, end = _play(step, params, state, script)
     scanned, scanned_end = jax.jit(world.rollout)(params, state, script)
-    assert (stepped == scanned).all()
-    assert all((a == b).all() for a, b in zip(end.position, scanned_end.position, strict=True))
+    assert (stepped == scanned.pixels).all()
+    assert scanned.finite.shape == (CHUNKS, 1)
+    same = jax.tree.map(lambda a, b: (a == b).all(), end, scanned_end)
+    assert all(jax.tree.leaves(same)), same
     assert stepped.std() > 1  # not a grey picture
 
 
@@ -108,8 +113,8 @@ def test_rows_of_a_batch_are_streams_of_their_own(world, params, step):
             break
         rows = [_chunk(scripts[3], moment), _chunk(scripts[late], len(got[late]))]
         frames, batch = step(params, batch, jax.tree.map(lambda *x: jnp.concatenate(x), *rows))
-        got[3].append(np.asarray(frames[0]))
-        got[late].append(np.asarray(frames[1]))
+        got[3].append(np.asarray(frames.pixels[0]))
+        got[late].append(np.asarray(frames.pixels[1]))
     for seed, frames in got.items():
         # Matrix products of another batch size may round the last bit of a float, so one grey level of a few pixels.
         difference = np.abs(np.stack(frames).astype(int) - alone[seed][: len(frames)])
@@ -145,11 +150,11 @@ def test_a_bfloat16_stream_holds_no_float32_copy_of_its_weights(tiny):
     cfg = dataclasses.replace(
         tiny, dit=dataclasses.replace(tiny.dit, dim=384, num_heads=4, ffn_dim=2048, num_layers=6, num_action_layers=1)
     )
-    world = build(cfg, Settings("bfloat16", "taehv"))
-    params = jax.eval_shape(lambda key: streaming_params(world, world.init(key)), jax.random.key(0))
+    world = World(cfg, Settings("bfloat16", "taehv"))
+    params = jax.eval_shape(lambda key: world.streaming(world.init(key)), jax.random.key(0))
     state = jax.eval_shape(lambda params: _state(world, params, [3]), params)
     rows = jax.eval_shape(lambda: _chunk(_script(world, [3], 1), 0))
-    analysis = jit_step(world.chunk_step).lower(params, state, rows).compile().memory_analysis()
+    analysis = World.programs().chunk_step.lower(world, params, state, rows).compile().memory_analysis()
     assert analysis.temp_size_in_bytes < 0.3 * sum(4 * leaf.size for leaf in jax.tree.leaves(params["dit"]))
 
 
@@ -157,9 +162,9 @@ def test_seed_and_actions_decide_the_frames(world, params, step):
     rows = _chunk(_script(world, [3]), 0)
     first, _ = step(params, _state(world, params, [3]), rows)
     again, _ = step(params, _state(world, params, [3]), rows)
-    assert (first == again).all()
+    assert (first.pixels == again.pixels).all()
     other_key = _state(world, params, [3])._replace(key=_state(world, params, [4]).key)
-    assert (step(params, other_key, rows)[0] != first).any()
+    assert (step(params, other_key, rows)[0].pixels != first.pixels).any()
 
 
 def test_noise_can_be_handed_in(world, params, step):
@@ -169,8 +174,8 @@ def test_noise_can_be_handed_in(world, params, step):
     other = state._replace(key=state.key + 1)
     frames, _ = jax.jit(world.chunk_step)(params, state, rows, noise)
     same, _ = jax.jit(world.chunk_step)(params, other, rows, noise)
-    assert (frames == same).all()
-    assert (frames != step(params, state, rows)[0]).any()
+    assert (frames.pixels == same.pixels).all()
+    assert (frames.pixels != step(params, state, rows)[0].pixels).any()
 
 
 def test_actions_never_change_an_earlier_chunk(world, params, step):
@@ -193,14 +198,14 @@ def test_rows_before_the_stream_are_not_read(world, params, step):
 @pytest.mark.parametrize("position", [3 * 341, 999_999, 3 * 300_000_000])
 def test_a_stream_has_no_end(tiny, params, position):
     """Only differences of positions matter, so a stream far from its beginning goes on as one near it."""
-    world = build(tiny, Settings("float32"))
+    world = World(tiny, Settings("float32"))
     script = _script(world, [3])
 
     @jax.jit
     def play(state):
         def step(state, rows):
-            latents, state = world.sample_chunk(params, state, rows, noise)
-            return state, latents
+            latents = world.sample(params, state, rows, noise)
+            return world.commit(params, state, rows, latents), latents
 
         return jax.lax.scan(step, state, script)[1]
 
@@ -219,12 +224,9 @@ def test_the_picture_is_seen_as_settled_after_its_last_latent_frame(world, param
     longer = state._replace(condition=jnp.concatenate([state.condition, state.condition[:, -1:].repeat(9, 1)], 1))
     script = _script(world, [3])
     play = jax.jit(world.rollout)
-    assert (play(params, state, script)[0] == play(params, longer, script)[0]).all()
+    assert (play(params, state, script)[0].pixels == play(params, longer, script)[0].pixels).all()
 
 
 def test_a_global_window_does_not_stream():
-    from mgjax.config import preset
-    from mgjax.models.cache import empty
-
-    with pytest.raises(ValueError, match="global window cannot stream"):
-        empty(preset("foundation").dit, True, 1, jnp.float32)
+    with pytest.raises(InputError, match="foundation cannot stream: its window is global"):
+        World(preset("foundation"))

@@ -7,17 +7,16 @@ from typing import Annotated
 
 import tyro
 
-from mgjax.commands._world import AttentionFlag, DTypeFlag
-from mgjax.config import DecoderKind
+from mgjax.config import AttentionChoice, DecoderChoice, DTypeChoice
 from mgjax.errors import InputError
 
 
 def main(
     model: Annotated[str | None, tyro.conf.arg(aliases=["--preset"])] = None,
-    weights: Path | None = None,
-    decoder: DecoderKind = "vae",
-    dtype: DTypeFlag = "auto",
-    attention: AttentionFlag = "auto",
+    weights: str | None = None,
+    decoder: DecoderChoice = "auto",
+    dtype: DTypeChoice = "auto",
+    attention: AttentionChoice = "auto",
     batch: int = 1,
     chunks: int = 20,
     seed: int = 0,
@@ -32,8 +31,8 @@ def main(
 
     Args:
         model: a preset (default: nano, or what the weights are of).
-        weights: a folder made by `mgjax convert`.
-        decoder: vae, the full video decoder, or taehv, the small fast one.
+        weights: as of `mgjax generate`.
+        decoder: vae, the full video decoder, or taehv, the small fast one; auto is vae where its weights are.
         dtype: of the computation; auto is float32 on a CPU and bfloat16 elsewhere.
         attention: xla is the plain form, tiled the one for CPUs, cudnn the fused kernel of NVIDIA GPUs; auto chooses.
         batch: streams stepped together.
@@ -47,23 +46,24 @@ def main(
 
     from rich.console import Console
 
-    from mgjax.commands import _world
+    from mgjax import loading
     from mgjax.eval import bench
     from mgjax.io.files import atomic_path, check_writable
+    from mgjax.world import World
 
     if batch < 1 or chunks < 2:
         raise InputError("a benchmark needs at least one stream and two chunks")
-    _world.check_seed(seed)
+    loading.check_seed(seed)
     if json is not None:
         check_writable(json)
     console = Console(highlight=False)
-    weights = _world.find_weights(model, weights, random_weights=False)
-    cfg = _world.world_config(model, weights, random_weights=weights is None)
-    world = _world.build(cfg, _world.settings(dtype, decoder, attention))
+    untrained = weights is None and model not in (None, loading.DEFAULT)
+    found = loading.find(weights or model or loading.DEFAULT, model=model, random_weights=untrained)
+    world = World(found.cfg, loading.choose(found.cfg, dtype, attention, decoder, found.components))
     with console.status("compiling") as status:
         report = bench.inspect(world, batch) if compile_only else bench.measure(
             world,
-            lambda: _world.load_params(world, weights),
+            lambda: found.load(world.settings).params,
             batch=batch,
             chunks=chunks,
             seed=seed,
@@ -103,13 +103,17 @@ def _speed(report: dict) -> list[tuple[str, str]]:
         ("cold start: load, encode, compile, first chunk", seconds(start["cold_start_s"])),
         ("  load or create weights", seconds(start["load_s"])),
         ("  encode the picture (compilation included)", seconds(start["encode_s"])),
-        ("  compile the chunk step", seconds(start["compile_s"])),
-        ("  first chunk", seconds(start["first_chunk_s"])),
+        ("  first chunk (compilation included)", seconds(start["first_chunk_s"])),
         ("warm start: compile again from the disk cache", seconds(start["compile_again_s"])),
+        ("parts of a chunk: sample / decode / commit", " / ".join(map(seconds, report["part_s"].values()))),
+        ("from a chunk's rows to its frames", seconds(report["rows_to_frames_s"])),
         ("chunk delivered, p50 / p95 / p99", " / ".join(seconds(chunk[p]) for p in ("p50", "p95", "p99"))),
         ("frames a second, DiT only", f"{fps['dit_only']:.2f}"),
         ("frames a second, DiT + decode", f"{fps['dit_and_decode']:.2f}"),
-        ("frames a second, delivered to the host", f"{fps['delivered']:.2f}"),
+        ("frames a second, delivered", f"{fps['delivered']:.2f}"),
+        ("  one chunk at a time", f"{fps['one_at_a_time']:.2f}"),
+        ("frames a second, delivered as video", f"{fps['as_video']:.2f}"),
+        ("  one chunk at a time", f"{fps['as_video_one_at_a_time']:.2f}"),
         ("chunks on time at the world's rate", f"{100 * report['on_time_at_fps']:.0f} %"),
         ("operations a second", f"{report['flops_per_s'] / 1e9:,.1f} GFLOP/s"),
         ("MFU", "peak unknown" if report["mfu"] is None else f"{100 * report['mfu']:.1f} %"),
@@ -129,9 +133,9 @@ def _size(report: dict) -> list[tuple[str, str]]:
         *((f"  {part.replace('_', ' ')}", _megabytes(state[part])) for part in parts),
         ("state of one stream: decoder cache", _megabytes(state["decoder"])),
         ("state of one stream: rest", _megabytes(state["other"])),
-        ("temporaries of the chunk step", _megabytes(memory["temporaries_bytes"])),
-        ("  of the DiT alone", _megabytes(memory["dit_temporaries_bytes"])),
-        ("  of the decoder alone", _megabytes(memory["decoder_temporaries_bytes"])),
+        ("temporaries of sample", _megabytes(memory["sample_temporaries_bytes"])),
+        ("  of decode", _megabytes(memory["decode_temporaries_bytes"])),
+        ("  of commit", _megabytes(memory["commit_temporaries_bytes"])),
         ("arguments, of these donated in place", f"{arguments}, {donated}"),
     ]
 

@@ -10,19 +10,6 @@ from typing import Annotated, Literal
 
 import tyro
 
-# Where the files of `Skywork/Matrix-Game-2.0` (design page section 8) and of TAEHV lie.
-RELEASED_DIT = {
-    "universal": "base_distilled_model/base_distill.safetensors",
-    "gta_drive": "gta_distilled_model/gta_keyboard2dim.safetensors",
-    "templerun": "templerun_distilled_model/templerun_7dim_onlykey.safetensors",
-    "foundation": "base_model/diffusion_pytorch_model.safetensors",
-}
-RELEASED = {
-    "vae": "Wan2.1_VAE.pth",
-    "taehv": "taew2_1.pth",
-    "clip": "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth",
-}
-
 
 def main(
     paths: Annotated[
@@ -100,21 +87,14 @@ def _world(model: str, config: Path | None):
 def _released_files(folder: Path, model: str | None) -> dict[str, Path]:
     """The weight files in a folder, under their released names or those that `--to safetensors` gives."""
     from mgjax.errors import InputError
+    from mgjax.models.convert import RELEASED_DIT, released_files
 
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
-    names = {"dit": RELEASED_DIT.get(model, "dit.safetensors"), **RELEASED}
-    places = {
-        component: [folder / name, folder / Path(name).name, folder / f"{component}.safetensors"]
-        for component, name in names.items()
-    }
-    files = {
-        component: next(path for path in options if path.is_file())
-        for component, options in places.items()
-        if any(path.is_file() for path in options)
-    }
+    files = released_files(folder, model)
     if "dit" not in files:
-        raise InputError(f"{folder} holds no {names['dit']}: choose another --model or name the file with --dit")
+        name = RELEASED_DIT.get(model, "dit.safetensors")
+        raise InputError(f"{folder} holds no {name}: choose another --model or name the file with --dit")
     return files
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mgjax.commands._world import DTypeFlag
+from mgjax.config import DTypeChoice
 from mgjax.data.quality.filters import FilterConfig
 from mgjax.errors import InputError
 
@@ -252,21 +252,20 @@ class Encode:
     """Frames of a window, 1 + 4 (t - 1); each clip is cut into windows from its beginning on."""
     batch: int = 1
     """Windows encoded at a time on each device."""
-    dtype: DTypeFlag = "auto"
+    dtype: DTypeChoice = "auto"
     """Of the computation; auto is float32 on a CPU and bfloat16 elsewhere."""
     values: Literal["bfloat16", "float32"] = "bfloat16"
     """How latents, condition and features are stored."""
     codec: Literal["zstd", "raw"] = "zstd"
 
     def run(self) -> int:
-        from mgjax import checkpoint
-        from mgjax.commands import _world
+        from mgjax import checkpoint, loading
         from mgjax.feeds.encode_dataset import EncodeConfig, encode_dataset
 
         cfg = checkpoint.read_config(self.weights)
-        compute = _world.settings(self.dtype, "vae", "xla").dtype
+        compute = loading.choose(cfg, self.dtype).dtype
         how = EncodeConfig(self.frames, self.batch, compute, self.values, self.codec)
-        _world.use_compilation_cache()
+        loading.use_compilation_cache()
         params = {name: checkpoint.load(self.weights, name) for name in ("vae", "clip")}
         with _encoding_bar() as bar:
             task = bar.add_task("encoding", total=None, rate=0.0)

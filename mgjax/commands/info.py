@@ -23,7 +23,7 @@ def main(weights: Path | None = None) -> None:
     from mgjax.eval.bench import state_bytes
     from mgjax.models import convert
     from mgjax.types import ImageCondition
-    from mgjax.world import build
+    from mgjax.world import World
 
     configs = list(PRESETS.values()) if weights is None else [checkpoint.read_config(weights)]
     known = {}  # the released models share all but the transformer
@@ -45,7 +45,7 @@ def main(weights: Path | None = None) -> None:
         counts = {name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for name, tree in trees.items()}
         state = "does not stream", ""
         if cfg.dit.window is not None:
-            world = build(cfg, Settings("bfloat16"))
+            world = World(cfg, Settings("bfloat16"))
             condition = ImageCondition(
                 jax.ShapeDtypeStruct(
                     (1, 1, cfg.dit.latent_height, cfg.dit.latent_width, cfg.dit.latent_channels), "float32"

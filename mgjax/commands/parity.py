@@ -24,9 +24,9 @@ def main(
     """
     from rich.console import Console
 
-    from mgjax.commands._world import use_compilation_cache
     from mgjax.errors import InputError
     from mgjax.eval.parity import check
+    from mgjax.loading import use_compilation_cache
 
     if not folders:
         raise InputError("name at least one folder of reference tensors")

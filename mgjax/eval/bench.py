@@ -1,7 +1,8 @@
 """How fast a world streams, how much memory it takes, and whether anything is compiled after warm-up.
 
-Three rates are told apart because the field mixes them up: the DiT alone, the DiT with decoding, and frames delivered
-to the host. Actions are the seeded composite of `mgjax.io.actions`, so that runs can be compared.
+What is measured is `Session`, which is what runs when people play: frames delivered to the host, chunk by chunk, and
+with the next chunk computed while the last one's frames are encoded as video. The parts of a chunk are timed alone
+besides. Actions are the seeded composite of `mgjax.io.actions`, so that runs can be compared.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 
 import jax
@@ -21,14 +23,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from mgjax import flops
-from mgjax.io.actions import chunk_rows, load_actions, to_chunks
+from mgjax.io.actions import load_actions
+from mgjax.io.video import VideoWriter
+from mgjax.stream.rows import chunk_rows, to_chunks
+from mgjax.stream.session import Session
 from mgjax.types import Actions
-from mgjax.world import World, jit_step, streaming_params
+from mgjax.world import Params, World
 
 
 def measure(
     world: World,
-    load: Callable[[], dict],
+    load: Callable[[], Params],
     *,
     batch: int = 1,
     chunks: int = 20,
@@ -40,64 +45,63 @@ def measure(
     parameters.
     """
     cfg = world.cfg
-    report = {"model": cfg.name, "settings": dataclasses.asdict(world.settings), "batch": batch, "machine": machine()}
+    report = _identity(world, batch)
+    script = _script(world, batch, chunks, seed)
+    image = np.random.default_rng(seed).uniform(-1, 1, (batch, cfg.height, cfg.width, 3)).astype(np.float32)
     with tempfile.TemporaryDirectory() as cache, _compilation_cache(cache):
         notify("loading")
         start = time.perf_counter()
         params = jax.block_until_ready(load())
         loaded = time.perf_counter()
         notify("encoding the picture")
-        image = jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, (batch, cfg.height, cfg.width, 3)), jnp.float32)
-        horizon = (chunks + 3) * cfg.dit.chunk
-        condition = jax.block_until_ready(jax.jit(lambda p, i: world.encode(p, i, horizon))(params, image))
+        session = Session.start(world, params, image, [seed + row for row in range(batch)])
+        params = session.params
+        jax.block_until_ready(session.state)
         encoded = time.perf_counter()
-        params = streaming_params(world, params)
-        keys = jax.random.split(jax.random.key(seed), batch)
-        begin = jax.jit(world.begin)
-        state = jax.block_until_ready(begin(params, condition, keys))
-        script = _script(world, batch, chunks + 2, seed)
         notify("compiling")
-        before = time.perf_counter()
-        step = _compile(world.chunk_step, params, state, script[0])
-        compiled = time.perf_counter()
-        report["state"] = state_bytes(state)
-        frames, state = step(params, state, script[0])
-        np.asarray(frames)
+        report["state"] = state_bytes(session.state)
+        session.step(script[0])
         first = time.perf_counter()
+        jax.block_until_ready(session.state)
         report["start"] = {
             "load_s": loaded - start,
             "encode_s": encoded - loaded,
-            "compile_s": compiled - before,
-            "first_chunk_s": first - compiled,
+            "first_chunk_s": first - encoded,
             "cold_start_s": first - start,
         }
         notify("warm start")
-        jax.clear_caches()
-        before = time.perf_counter()
-        _compile(world.chunk_step, params, state, script[0])
-        report["start"]["compile_again_s"] = time.perf_counter() - before
+        report["flops_per_chunk"] = flops.count(world.chunk_step, params, session.state, script[0]) / batch
+        again = time.perf_counter()
+        compiled = _compile(world, params, session.state, script[0])
+        report["start"]["compile_again_s"] = time.perf_counter() - again
+        report["memory"] = _memory(compiled)
 
     notify("measuring")
-    sampler = _compile(world.sample_chunk, params, state, script[0])
-    report["memory"] = _memory(step, sampler, _compile_decode(world, params, state))
-    report["flops_per_chunk"] = flops.count(world.chunk_step, params, state, script[0]) / batch
-    counter = CompilationCounter()
-    with _trace(profile), counter:
-        times, state = _time(lambda state, rows: step(params, state, rows), state, script[1:], deliver=True)
-        report["compilations_after_warm_up"] = counter.count
-    dit_times, state = _time(lambda state, rows: sampler(params, state, rows), state, script[1:], deliver=False)
-    whole_times, state = _time(lambda state, rows: step(params, state, rows), state, script[1:], deliver=False)
+    script = script[1:]
+    forks = [session.fork() for _ in range(4)]
+    with tempfile.TemporaryDirectory() as folder, _trace(profile), CompilationCounter() as counter:
+        stepped, delivered, *encoded = (
+            _deliver(fork, script, overlapped=overlapped, video=video)
+            for fork, (video, overlapped) in zip(forks, product((None, Path(folder)), (False, True)), strict=True)
+        )
+    report["compilations_after_warm_up"] = counter.count
+    parts = _parts(session.fork(), script)
 
     frames = cfg.chunk_frames * batch
-    report["chunk_s"] = {f"p{q}": float(np.percentile(times, q)) for q in (50, 95, 99)}
+    report["chunk_s"] = {f"p{q}": float(np.percentile(delivered, q)) for q in (50, 95, 99)}
+    report["part_s"] = parts
+    report["rows_to_frames_s"] = float(np.median(_latencies(session.fork(), script)))
     report["fps"] = {
-        "dit_only": frames / float(np.median(dit_times)),
-        "dit_and_decode": frames / float(np.median(whole_times)),
-        "delivered": frames / float(np.median(times)),
+        "dit_only": frames / (parts["sample"] + parts["commit"]),
+        "dit_and_decode": frames / sum(parts.values()),
+        "delivered": frames / float(np.mean(delivered)),
+        "one_at_a_time": frames / float(np.mean(stepped)),
+        "as_video": frames / float(np.mean(encoded[1])),
+        "as_video_one_at_a_time": frames / float(np.mean(encoded[0])),
     }
-    report["on_time_at_fps"] = float(np.mean(np.asarray(times) <= cfg.chunk_frames / cfg.fps))
+    report["on_time_at_fps"] = float(np.mean(np.asarray(delivered) <= cfg.chunk_frames / cfg.fps))
     peak = flops.peak(jax.devices()[0])
-    rate = report["flops_per_chunk"] * batch / float(np.median(whole_times))
+    rate = report["flops_per_chunk"] * batch / sum(parts.values())
     report["flops_per_s"] = rate
     report["mfu"] = rate / peak if peak else None
     report["memory"]["peak_host_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -110,24 +114,20 @@ def inspect(world: World, batch: int = 1) -> dict:
     """The part of `measure`'s figures that follows from compiling: nothing is run and no weights are made."""
     cfg = world.cfg
 
-    def begin(key):
-        params = world.init(key)
-        image = jnp.zeros((batch, cfg.height, cfg.width, 3))
-        state = world.begin(params, world.encode(params, image), jax.random.split(key, batch))
-        return streaming_params(world, params), state
-
-    params, state = jax.eval_shape(begin, jax.random.key(0))
+    params = jax.eval_shape(lambda key: world.streaming(world.init(key)), jax.random.key(0))
+    state = world.state_shapes(batch)
     rows = _script(world, batch, 1, 0)[0]
-    programs = (_compile(function, params, state, rows) for function in (world.chunk_step, world.sample_chunk))
     return {
-        "model": cfg.name,
-        "settings": dataclasses.asdict(world.settings),
-        "batch": batch,
-        "machine": machine(),
+        **_identity(world, batch),
         "state": state_bytes(state),
-        "memory": _memory(*programs, _compile_decode(world, params, state)),
+        "memory": _memory(_compile(world, params, state, rows)),
         "flops_per_chunk": flops.count(world.chunk_step, params, state, rows) / batch,
     }
+
+
+def _identity(world: World, batch: int) -> dict:
+    settings = dataclasses.asdict(world.settings)
+    return {"model": world.cfg.name, "settings": settings, "batch": batch, "machine": machine()}
 
 
 def machine() -> dict:
@@ -196,51 +196,98 @@ class CompilationCounter:
         self.count += name == "/jax/core/compile/backend_compile_duration"
 
 
-def _compile(function, params, state, actions):
-    return jit_step(function).lower(params, state, actions).compile()
-
-
-def _compile_decode(world, params, state):
-    cfg, position = world.cfg.dit, state.position
-    shape = (position.shape[0], cfg.chunk, cfg.latent_height, cfg.latent_width, cfg.latent_channels)
-
-    def decode(params, cache, latents, position):
-        return world.decode(params, latents, position, cache)
-
-    return jit_step(decode).lower(params, state.decoder, jax.ShapeDtypeStruct(shape, jnp.float32), position).compile()
-
-
 def _script(world: World, batch: int, chunks: int, seed: int) -> list[Actions]:
-    rows = load_actions("bench", world.cfg, chunk_rows(world.cfg, chunks), seed)
-    parts = to_chunks(*rows, world.cfg, chunks)
+    """The rows of a new stream's first chunk and of `chunks` more."""
+    keyboard, mouse = load_actions("bench", world.cfg, chunk_rows(world.cfg, chunks + 1), seed)
+    rows = Actions(keyboard, mouse[:, : world.cfg.dit.action.mouse_dim])
     return [
-        Actions(*(jnp.asarray(np.repeat(part[None], batch, 0)) for part in chunk)) for chunk in zip(*parts, strict=True)
+        Actions(*(np.repeat(part[None], batch, 0) for part in chunk))
+        for chunk in zip(*to_chunks(world.cfg, rows), strict=True)
     ]
 
 
-def _time(step, state, script, *, deliver: bool) -> tuple[list[float], object]:
-    """Seconds of every chunk but the first; `deliver` includes the frames' way to the host."""
-    times = []
-    for index, rows in enumerate(script):
+def _deliver(session: Session, script: list[Actions], *, overlapped: bool, video: Path | None = None) -> list[float]:
+    """Seconds from one chunk's frames to the next one's; the frames of stream 0 are written to a `video`, if one is
+    wanted. `overlapped` as `Session.play` does it, else each chunk is waited for before the next one is begun."""
+    times, before = [], time.perf_counter()
+
+    def chunks() -> Iterator[np.ndarray]:
+        if overlapped:
+            yield from session.overlapped(iter(script))
+        else:
+            yield from (session.dispatch(rows) for rows in script)
+
+    with _writer(session.world, video) as write:
+        for chunk in chunks():
+            for frame in chunk.fetch()[0]:
+                write(frame)
+            if not overlapped:
+                jax.block_until_ready(session.state)
+            now = time.perf_counter()
+            times.append(now - before)
+            before = now
+    return times
+
+
+@contextmanager
+def _writer(world: World, folder: Path | None):
+    if folder is None:
+        yield lambda frame: None
+        return
+    with VideoWriter(folder / "bench.mp4", world.cfg.height, world.cfg.width, world.cfg.fps) as video:
+        yield video.write
+
+
+def _parts(session: Session, script: list[Actions]) -> dict[str, float]:
+    """Median seconds of each program of a chunk, on a device that does nothing else."""
+    world, params, state = session.world, session.params, session.state
+    run = world.programs()
+    times: dict[str, list[float]] = {"sample": [], "decode": [], "commit": []}
+
+    def timed(name, *args):
         start = time.perf_counter()
-        out, state = step(state, rows)
-        if deliver:
-            np.asarray(out)
-        jax.block_until_ready((out, state))
-        if index:
-            times.append(time.perf_counter() - start)
-    return times, state
+        out = jax.block_until_ready(getattr(run, name)(world, params, *args))
+        times[name].append(time.perf_counter() - start)
+        return out
+
+    for rows in script:
+        decoder, state = state.decoder, state._replace(decoder=None)
+        latents = timed("sample", state, rows)
+        _, decoder = timed("decode", latents, state.position, decoder)
+        state = timed("commit", state, rows, latents)._replace(decoder=decoder)
+    return {name: float(np.median(values)) for name, values in times.items()}
 
 
-def _memory(step, sampler, decoder) -> dict:
-    """XLA's own analysis of the whole chunk step, and what its two parts need when they are programs of their own."""
-    analysis = step.memory_analysis()
+def _latencies(session: Session, script: list[Actions]) -> list[float]:
+    """Seconds from a chunk's rows to its frames, on a device that waits for them."""
+    times = []
+    for rows in script:
+        jax.block_until_ready(session.state)
+        start = time.perf_counter()
+        session.step(rows)
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def _compile(world: World, params: Params, state, rows: Actions) -> dict[str, jax.stages.Compiled]:
+    """The programs of a chunk, compiled for these shapes."""
+    run, dit, batch = world.programs(), state._replace(decoder=None), state.position.shape[0]
+    latents = jax.ShapeDtypeStruct((batch, *world.latent_shape), jnp.float32)
+    lowered = {
+        "sample": run.sample.lower(world, params, dit, rows),
+        "decode": run.decode.lower(world, params, latents, state.position, state.decoder),
+        "commit": run.commit.lower(world, params, dit, rows, latents),
+    }
+    return {name: program.compile() for name, program in lowered.items()}
+
+
+def _memory(compiled: dict[str, jax.stages.Compiled]) -> dict:
+    """XLA's own analysis of the programs of a chunk, which run one after another."""
+    analyses = {name: program.memory_analysis() for name, program in compiled.items()}
     return {
-        "arguments_bytes": analysis.argument_size_in_bytes,
-        "temporaries_bytes": analysis.temp_size_in_bytes,
-        "dit_temporaries_bytes": sampler.memory_analysis().temp_size_in_bytes,
-        "decoder_temporaries_bytes": decoder.memory_analysis().temp_size_in_bytes,
-        "aliased_bytes": analysis.alias_size_in_bytes,
+        "arguments_bytes": max(analysis.argument_size_in_bytes for analysis in analyses.values()),
+        "aliased_bytes": sum(analysis.alias_size_in_bytes for analysis in analyses.values()),
+        **{f"{name}_temporaries_bytes": analysis.temp_size_in_bytes for name, analysis in analyses.items()},
     }
 
 

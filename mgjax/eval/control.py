@@ -19,7 +19,7 @@ from mgjax.models.graft import count_actions
 from mgjax.train.parts.network import bidirectional, network_of
 from mgjax.train.parts.rolling import begin, chunk_rows, clip_of, draw_noise, roll
 from mgjax.types import ClipBatch
-from mgjax.world import build
+from mgjax.world import World
 
 
 class Control(NamedTuple):
@@ -48,7 +48,7 @@ def foundation_control(
 
 def student_control(cfg: WorldConfig, params: dict, clips: ClipBatch) -> Control:
     """Of the causal model `params`, by its own rollout with the few-step list."""
-    net, functions = network_of(cfg, "float32", "xla"), build(cfg, Settings("float32"))
+    net, functions = network_of(cfg, "float32", "xla"), World(cfg, Settings("float32"))
     batch, chunks = clips.latents.shape[0], clips.latents.shape[1] // cfg.dit.chunk
     noise = draw_noise(jax.random.key(0), net, batch, chunks, cfg.sampler.draws)
     last = jnp.asarray(len(cfg.sampler.steps) - 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,8 +25,9 @@ from mgjax.diffusion.rollout import sample
 from mgjax.errors import InputError
 from mgjax.io.tensors import open_tensors
 from mgjax.models import clip, convert, dit, taehv, vae
+from mgjax.stream.rows import with_lead
 from mgjax.types import Actions, ImageCondition
-from mgjax.world import build
+from mgjax.world import World
 
 # The reference moves by 2e-6 when its weights move by 1e-6, and by more than 2e-2 with any wrong detail that was tried.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
@@ -99,7 +101,7 @@ def _params(folder: Path, component: str, cfg: WorldConfig, dtype: str) -> dict:
 
 def _stream(folder, io, dtype, batch):
     cfg = convert.world_config_from_released((folder / "config.json").read_text())
-    world = build(cfg, Settings(dtype))
+    world = World(cfg, Settings(dtype))
     params = {"dit": _params(folder, "dit", cfg, dtype)}
 
     def copies(x):
@@ -111,24 +113,29 @@ def _stream(folder, io, dtype, batch):
     def released(x):
         return rearrange(x, "b t h w c -> b c t h w")
 
-    chunk, stride, rows = cfg.dit.chunk, cfg.vae.temporal_stride, cfg.chunk_frames
+    chunk, rows = cfg.dit.chunk, cfg.chunk_frames
     sigmas = tuple(schedule.step_sigmas(cfg.sampler.steps, cfg.sampler.shift).tolist())
     noise, num_chunks = frames_last(io["noise"]), io["noise"].shape[2] // chunk
     yield "warped_timesteps", schedule.NUM_TIMESTEPS * np.asarray(sigmas), True
 
-    # A stream's first chunk begins with rows that do not exist; the last row of a stream is never read.
-    script = [io["keyboard"], io.get("mouse", io["keyboard"][..., :0])]
-    script = [np.concatenate([part[:, :1].repeat(stride, 1), part], 1) for part in script]
+    # The last row of a stream is never read.
+    script = with_lead(cfg, Actions(io["keyboard"], io.get("mouse", io["keyboard"][..., :0])))
     condition = ImageCondition(copies(frames_last(io["cond_latents"])), copies(io["visual_context"]))
     state = jax.jit(world.begin)(params, condition, jax.random.split(jax.random.key(0), batch))
 
     @jax.jit
     def velocity(params, state, actions, noise, exit):
         """At step `exit`, from what the sampler's step was given and what it returned."""
-        result = sample(world.network(params, state, actions).denoise, noise, sigmas, exit)
+        denoise = partial(world.denoise, params, world.bind(params, state, actions))
+        result = sample(denoise, noise, sigmas, exit)
         return (result.last - result.x0) / jnp.asarray(sigmas)[exit]
 
-    step, latents = jax.jit(world.sample_chunk, donate_argnums=1), []
+    @jax.jit
+    def step(params, state, actions, noise):
+        latents = world.sample(params, state, actions, noise)
+        return latents, world.commit(params, state, actions, latents)
+
+    latents = []
     for index in range(num_chunks):
         actions = Actions(*(copies(part[:, index * rows : (index + 1) * rows]) for part in script))
         fresh = [noise[:, index * chunk : (index + 1) * chunk]]
@@ -155,7 +162,7 @@ def _taps(io, world, params, state, actions, noise, features):
 
     @jax.jit
     def record(params, state, actions, noise, features):
-        chunk = world.network(params, state, actions).chunk
+        chunk = world.bind(params, state, actions)
         timestep = jnp.full((1, 1), float(schedule.NUM_TIMESTEPS))
         seen = dit.activations(params["dit"], cfg.dit, noise[:, 0], timestep, chunk, jnp.dtype(dtype))
         return seen | {"image": dit.image_tokens(params["dit"], cfg.dit, features, jnp.dtype(dtype))}

@@ -24,7 +24,7 @@ from mgjax.train.parts.rolling import chunk_rows
 from mgjax.train.stage import Stage, TrainState
 from mgjax.train_config import StageConfig
 from mgjax.types import ImageCondition
-from mgjax.world import build
+from mgjax.world import World
 
 _STEPS, _VIDEOS = 20, 4  # of the many-step sampler; of those written
 
@@ -98,7 +98,7 @@ def _whole_clips(cfg, world, params, clips) -> Array:
 
 def _rollouts(cfg, world, params, clips) -> Array:
     """Chunk after chunk, by the steps of inference."""
-    world_functions = build(world, Settings(cfg.dtype, "vae", cfg.attention))
+    world_functions = World(world, Settings(cfg.dtype, "vae", cfg.attention))
     net = network_of(world, cfg.dtype, cfg.attention)
     chunks = ((clips.actions.keyboard.shape[1] - 1) // net.stride + 1) // net.dit.chunk
     keys = jax.random.split(jax.random.key(0), clips.features.shape[0])
@@ -106,7 +106,7 @@ def _rollouts(cfg, world, params, clips) -> Array:
     params = jax.tree.map(lambda leaf: leaf.astype(net.dtype), params)
     state = world_functions.begin(params, condition, keys)
     frames, _ = world_functions.rollout(params, state, chunk_rows(net, clips.actions, 0, chunks))
-    frames = jnp.moveaxis(frames, 0, 1)
+    frames = jnp.moveaxis(frames.pixels, 0, 1)
     return frames.reshape(frames.shape[0], -1, *frames.shape[3:])[:, net.stride - 1 :]
 
 

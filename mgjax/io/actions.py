@@ -1,9 +1,6 @@
 """Action scripts in: what people write about keys and mouse, as one row per frame.
 
-Row r is applied at frame r and produces frame r + 1; frame 0 is the picture. A chunk of `cfg.chunk_frames` rows whose
-first latent frame is T takes, with temporal stride 4, rows 4T - 4 .. 4T + 7 and makes frames 4T - 3 .. 4T + 8. In the
-first chunk of a stream (T = 0) the rows and frames with a negative number do not exist: the model ignores the former
-and the latter are dropped.
+Row r is applied at frame r and produces frame r + 1; frame 0 is the picture.
 """
 
 from __future__ import annotations
@@ -135,35 +132,14 @@ def idle_row(control: ControlConfig) -> Float32[np.ndarray, " a"]:
     return row
 
 
-def num_chunks(cfg: WorldConfig, num_rows: int) -> int:
-    """Chunks of a new stream that apply `num_rows` rows: the smallest N with 12 N - 4 >= rows, and at least 1."""
-    return max(1, -(-(num_rows + cfg.vae.temporal_stride) // cfg.chunk_frames))
+def parse_keys(text: str, cfg: WorldConfig) -> tuple[Float32[np.ndarray, " a"], Float32[np.ndarray, " m"]]:
+    """The keyboard row and the mouse row (of this world's width) of keys held together, such as "w+right".
 
-
-def chunk_rows(cfg: WorldConfig, chunks: int) -> int:
-    """Rows that so many chunks of a new stream apply, 12 N - 4; the frames that they give are one more."""
-    return chunks * cfg.chunk_frames - cfg.vae.temporal_stride
-
-
-def to_chunks(
-    keyboard: Keyboard, mouse: Mouse, cfg: WorldConfig, chunks: int | None = None, *, resumed: bool = False
-) -> tuple[Float32[np.ndarray, "chunks 12 a"], Float32[np.ndarray, "chunks 12 m"]]:
-    """Rows as the chunks of a stream; m is `cfg.dit.action.mouse_dim`.
-
-    The first chunk of a new stream begins with 4 rows that the model ignores (copies of the first); a `resumed` stream
-    has none. The end is filled with idle rows, and what `chunks` has no place for is cut.
+    Raises:
+        InputError: they are no keys of this world.
     """
-    lead = 0 if resumed else cfg.vae.temporal_stride
-    if chunks is None:
-        chunks = max(1, -(-(len(keyboard) + lead) // cfg.chunk_frames))
-
-    def split(rows: np.ndarray, idle: np.ndarray) -> np.ndarray:
-        first = rows[:1] if len(rows) else idle[None]
-        rows = np.concatenate([first.repeat(lead, axis=0), rows])
-        return _fit(rows, chunks * cfg.chunk_frames, idle).reshape(chunks, cfg.chunk_frames, len(idle))
-
-    width = cfg.dit.action.mouse_dim
-    return split(keyboard, idle_row(cfg.control)), split(mouse[:, :width], np.zeros(width, np.float32))
+    keyboard, mouse = _held(text.strip().lower() or "-", cfg.control, _has_mouse(cfg), f"{text[:40]!r}")
+    return keyboard, mouse[: cfg.dit.action.mouse_dim]
 
 
 def _fit(rows: np.ndarray, length: int, idle: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ of the model's range. Depths beyond 8 bits are brought to 8 first.
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +55,45 @@ def load_image(path: str | Path, height: int, width: int) -> Float32[np.ndarray,
     except Exception as error:  # what a decoder raises on broken bytes is of any kind
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"the picture {path} cannot be read: {reason or type(error).__name__}") from None
+
+
+def as_picture(
+    picture: str | os.PathLike | Image.Image | np.ndarray, height: int, width: int
+) -> Float32[np.ndarray, "h w 3"]:
+    """A picture of any kind, covering height x width, with values in [-1, 1]: a file, a Pillow image, or an array
+    [h, w, 3] (or [h, w, 4], [h, w]) of whole numbers from 0 to 255 or of floats from -1 to 1.
+
+    Raises:
+        InputError: it is none of these, or cannot be read.
+    """
+    from PIL import Image
+
+    if isinstance(picture, str | os.PathLike):
+        return load_image(picture, height, width)
+    if not isinstance(picture, Image.Image):
+        pixels = _pixels(np.asarray(picture))
+        if pixels.shape == (height, width, 3):
+            return pixels if pixels.dtype == np.float32 else from_uint8(pixels)
+        picture = Image.fromarray(to_uint8(pixels) if pixels.dtype == np.float32 else pixels)
+    return from_uint8(np.asarray(_cover(_rgb(_upright(picture)), height, width)))
+
+
+def _pixels(array: np.ndarray) -> np.ndarray:
+    """An array as uint8 of any channels, or as float32 of three."""
+    if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
+        raise InputError(f"a picture is an array [height, width, 3], and this one has the shape {list(array.shape)}")
+    if array.dtype.kind in "iu":
+        if array.min() < 0 or array.max() > 255:
+            raise InputError("the whole numbers of a picture are from 0 to 255, and some of these are not")
+        return array.astype(np.uint8)
+    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+        raise InputError(f"a picture is an array of whole numbers or floats, not of {array.dtype}")
+    array = array.astype(np.float32)
+    if array.shape[-1:] != (3,) or not (np.abs(array) <= 1).all():
+        raise InputError(
+            "floats are a picture [height, width, 3] with values from -1 to 1 (0 to 255 are whole numbers)"
+        )
+    return array
 
 
 def from_uint8(frames: UInt8[np.ndarray, "*b"]) -> Float32[np.ndarray, "*b"]:

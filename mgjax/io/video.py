@@ -125,6 +125,8 @@ def read_video(path: str | Path) -> tuple[UInt8[np.ndarray, "f h w 3"], float]:
         if not frames or rate is None or len(frames) < announced:
             raise InputError(f"the video {path} ends after {len(frames)} of its {announced or 'unknown'} frames")
         return np.stack(frames), float(rate)
+    except InputError:
+        raise
     except OSError as error:  # PyAV's own errors are of this kind, too
         raise InputError(f"the video {path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:

@@ -16,6 +16,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import einops
@@ -43,6 +44,33 @@ COMPONENTS: dict[str, Component] = {
     "taehv": Component(names.taehv_tensors, taehv.init),
     "clip": Component(names.clip_tensors, clip.init),
 }
+
+
+# Where the files of `Skywork/Matrix-Game-2.0` (design page section 8) and of TAEHV lie.
+RELEASED_DIT = {
+    "universal": "base_distilled_model/base_distill.safetensors",
+    "gta_drive": "gta_distilled_model/gta_keyboard2dim.safetensors",
+    "templerun": "templerun_distilled_model/templerun_7dim_onlykey.safetensors",
+    "foundation": "base_model/diffusion_pytorch_model.safetensors",
+}
+RELEASED = {
+    "vae": "Wan2.1_VAE.pth",
+    "taehv": "taew2_1.pth",
+    "clip": "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth",
+}
+
+
+def released_files(folder: Path, model: str | None) -> dict[str, Path]:
+    """The weight files in a folder by component, under their released names or those that `mgjax convert --to
+    safetensors` gives. `model` (None: universal) says whose transformer."""
+    names = {"dit": RELEASED_DIT.get(model or "universal", "dit.safetensors"), **RELEASED}
+    files = {}
+    for component, name in names.items():
+        places = (folder / name, folder / Path(name).name, folder / f"{component}.safetensors")
+        found = next((path for path in places if path.is_file()), None)
+        if found is not None:
+            files[component] = found
+    return files
 
 
 def table(component: str, cfg: WorldConfig) -> list[Tensor]:

@@ -1,7 +1,9 @@
 """Saving streams to a file and taking them up again in another process.
 
 A snapshot is one safetensors file: every leaf of the StreamState, bit for bit, and in its header what it belongs to.
-The frames that follow a load are those that would have followed the save, on the same kind of device and jaxlib.
+The same state gives the same bytes. The frames that follow a load are those that would have followed the save: bit by
+bit where the same programs run again, that is on CPUs of one kind with the same jaxlib, and on a GPU that chooses the
+same algorithms; elsewhere up to rounding.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -20,47 +23,44 @@ from safetensors.flax import save_file
 from mgjax.config import to_json
 from mgjax.errors import InputError
 from mgjax.io.files import atomic_path
-from mgjax.types import ImageCondition, StreamState
-from mgjax.world import World, streaming_params
+from mgjax.types import StreamState
 
-FORMAT = "mgjax stream 1"
+if TYPE_CHECKING:
+    from mgjax.world import Params, World
+
+FORMAT = "mgjax stream 2"
+_KEY = "mgjax"  # of the header's entry
 
 
-def fingerprint(params: dict) -> str:
-    """A short hash that tells weights apart: shapes and a few leading values of every leaf."""
-    digest = hashlib.sha256()
-    heads = [leaf.ravel()[:8] for leaf in jax.tree.leaves(params)]
-    for leaf, head in zip(jax.tree.leaves(params), jax.device_get(heads), strict=True):
-        digest.update(f"{leaf.shape}{leaf.dtype}".encode() + np.asarray(head).tobytes())
+def fingerprint(params: Params) -> str:
+    """A short hash that tells weights apart: paths, shapes and a few leading values of every leaf."""
+    digest, leaves = hashlib.sha256(), _paths(params)
+    heads = jax.device_get(_heads(leaves))
+    for name in sorted(leaves):
+        leaf = leaves[name]
+        digest.update(f"{name}{leaf.shape}{leaf.dtype}".encode() + np.asarray(heads[name]).tobytes())
     return digest.hexdigest()[:16]
 
 
-def _identity(world: World, params: dict) -> dict[str, str]:
+@jax.jit
+def _heads(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: leaf[(0,) * (leaf.ndim - 1)][:8] for name, leaf in leaves.items()}
+
+
+def _identity(world: World, params: Params) -> dict[str, str]:
     """What a snapshot must agree on with the world that takes it up, in the order in which it is checked."""
     return {
         "format": FORMAT,
         "model": world.cfg.name,
         "config": to_json(world.cfg),
         "settings": json.dumps(dataclasses.asdict(world.settings)),
-        "weights": fingerprint(streaming_params(world, params)),
+        "weights": fingerprint(world.streaming(params)),
     }
 
 
 def _paths(state) -> dict[str, jax.Array]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _like(world: World, params: dict, file) -> StreamState:
-    """Shapes of a state with the batch and the horizon of the one in `file`."""
-    dit = world.cfg.dit
-    shape = _condition_shape(world, file)
-    condition = ImageCondition(
-        latents=jax.ShapeDtypeStruct(shape, jnp.float32),
-        features=jax.ShapeDtypeStruct((shape[0], dit.image_tokens, dit.image_dim), jnp.dtype(world.settings.dtype)),
-    )
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), shape[0]))
-    return jax.eval_shape(world.begin, params, condition, keys)
 
 
 def _condition_shape(world: World, file) -> tuple[int, ...]:
@@ -72,21 +72,22 @@ def _condition_shape(world: World, file) -> tuple[int, ...]:
     return shape
 
 
-def save(path: str | Path, world: World, params: dict, state: StreamState) -> None:
+def save(path: str | Path, world: World, params: Params, state: StreamState) -> None:
     """Writes `state` to `path`; the file stands there only when it is whole."""
     with atomic_path(Path(path)) as temporary:
         try:
-            save_file(_paths(state), temporary, metadata=_identity(world, params))
+            # One entry, for the library writes several in any order.
+            save_file(_paths(state), temporary, metadata={_KEY: json.dumps(_identity(world, params))})
         except (SafetensorError, OSError) as error:
             raise InputError(f"cannot write the stream state {path}: {error}") from error
 
 
-def load(path: str | Path, world: World, params: dict) -> StreamState:
+def load(path: str | Path, world: World, params: Params) -> StreamState:
     """The state in `path`; InputError says why where it belongs to another model, version or weights, or is damaged."""
     path = Path(path)
     try:
         with safe_open(path, framework="flax") as file:
-            found = file.metadata() or {}
+            found = _header(file)
             for name, value in _identity(world, params).items():
                 if found.get(name) != value:
                     raise InputError(_refusal(path, name, found, value))
@@ -97,6 +98,8 @@ def load(path: str | Path, world: World, params: dict) -> StreamState:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a readable stream state: {error}") from None
     expected = _paths(like)
+    for name in tensors.keys() - expected.keys():
+        raise InputError(f"the stream state {path} is damaged: it holds {name!r}, which is no part of a state")
     for name, leaf in expected.items():
         if name not in tensors or tensors[name].shape != leaf.shape or tensors[name].dtype != leaf.dtype:
             raise InputError(f"the stream state {path} is damaged: {name} is missing or misshapen")
@@ -108,6 +111,17 @@ def load(path: str | Path, world: World, params: dict) -> StreamState:
     if (np.asarray(tensors["position"]) < 0).any():
         raise InputError(f"the stream state {path} is damaged: position is negative")
     return jax.tree.unflatten(jax.tree.structure(like), [tensors[name] for name in expected])
+
+
+def _header(file) -> dict[str, str]:
+    """What `_identity` was when the file was written."""
+    try:
+        found = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+    except (ValueError, RecursionError):
+        found = None
+    if not (isinstance(found, dict) and all(isinstance(value, str) for value in found.values())):
+        raise SafetensorError("its header is damaged")
+    return found
 
 
 def _refusal(path: Path, name: str, found: dict[str, str], expected: str) -> str:

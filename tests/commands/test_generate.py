@@ -171,10 +171,10 @@ def test_bad_flags(mgjax, small_weights, picture, tmp_path, flags, reason, monke
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--model", "universal"], "needs --weights"),
+        (["--model", "universal"], "weights of universal do not come with mgjax"),
         (["--model", "foundation", "--random-weights"], "cannot stream"),
         (["--model", "univresal"], "there is no model 'univresal'; there are universal"),
-        (["--weights", "nowhere"], "nowhere is no mgjax checkpoint"),
+        (["--weights", "nowhere"], "there is no model nowhere"),
         (["--weights", "picture.png"], "picture.png is a file"),
     ],
 )
@@ -213,9 +213,9 @@ def test_a_state_of_several_streams(mgjax, small, small_params, small_weights, t
 
     from mgjax.config import Settings
     from mgjax.stream.session import Session
-    from mgjax.world import build
+    from mgjax.world import World
 
-    world, params = build(small, Settings("float32", "taehv", "tiled")), jax.tree.map(jnp.asarray, small_params)
+    world, params = World(small, Settings("float32", "taehv", "tiled")), jax.tree.map(jnp.asarray, small_params)
     Session.start(world, params, jnp.zeros((2, 32, 48, 3)), [0, 1], horizon=3).save(tmp_path / "two")
     flags = ["--decoder", "taehv", "--state", tmp_path / "two", "--actions", "w:12", "--out", tmp_path / "o.mp4"]
     _refused(mgjax("generate", "--weights", small_weights, *flags), tmp_path / "o.mp4", "holds 2 streams side by side")

@@ -17,8 +17,7 @@ import pytest
 import tiny
 from encoding import FRAMES, WINDOWS, contents, encode, params, record, schema, world
 
-from mgjax import checkpoint, cli
-from mgjax.commands import _world
+from mgjax import checkpoint, cli, loading
 from mgjax.data.store import latents
 from mgjax.data.store.dataset import Dataset, Writer
 from mgjax.data.store.feed import windows
@@ -285,7 +284,7 @@ def by_command(recording, tmp_path_factory) -> tuple[Path, Path]:
 def exit_code(*command) -> int:
     """Runs `mgjax` in this process, without the store of compiled programs that it would share with later ones."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_world, "use_compilation_cache", lambda: None)
+        patch.setattr(loading, "use_compilation_cache", lambda: None)
         with pytest.raises(SystemExit) as left:
             cli.main(list(map(str, command)))
     return left.value.code

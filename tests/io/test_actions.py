@@ -1,4 +1,4 @@
-"""What people write about keys and mouse becomes rows, and rows become chunks."""
+"""What people write about keys and mouse becomes rows."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 from mgjax.config import preset
 from mgjax.errors import InputError
 from mgjax.io import actions
-from mgjax.io.actions import chunk_rows, load_actions, num_chunks, parse_script, to_chunks
+from mgjax.io.actions import load_actions, parse_keys, parse_script
 
 UNIVERSAL, GTA, TEMPLERUN = preset("universal"), preset("gta_drive"), preset("templerun")
 
@@ -226,34 +226,10 @@ def test_the_composite(name):
         assert keyboard.sum(1).max() == (1 if name == "gta_drive" else 2)
 
 
-def test_the_composite_is_as_long_as_the_papers():
-    """597 frames, the picture's own included: 50 chunks without a remainder."""
-    keyboard, _ = load_actions("bench", UNIVERSAL)
-    assert len(keyboard) + 1 == 597
-    assert chunk_rows(UNIVERSAL, num_chunks(UNIVERSAL, len(keyboard))) == len(keyboard)
-
-
-def test_chunks_number_rows_absolutely():
-    """Chunk i takes rows 12 i - 4 .. 12 i + 7; the first four do not exist, and the end is idle."""
-    rows = np.arange(1, 31, dtype=np.float32)
-    keyboard, mouse = rows[:, None].repeat(4, 1), np.stack([rows, -rows], 1)
-    keys, turns = to_chunks(keyboard, mouse, UNIVERSAL)
-    assert keys.shape == (3, 12, 4)
-    assert turns.shape == (3, 12, 2)
-    wanted = [1, 1, 1, 1, *range(1, 31), 0, 0]
-    np.testing.assert_array_equal(keys[..., 2].ravel(), wanted)
-    np.testing.assert_array_equal(turns[..., 1].ravel(), np.negative(wanted))
-    np.testing.assert_array_equal(to_chunks(keyboard, mouse, UNIVERSAL, 2)[0], keys[:2])
-    later, _ = to_chunks(keyboard[8:], mouse[8:], UNIVERSAL, resumed=True)
-    np.testing.assert_array_equal(later, keys[1:])
-
-
-@pytest.mark.parametrize(("rows", "chunks"), [(0, 1), (1, 1), (8, 1), (9, 2), (20, 2), (21, 3)])
-def test_chunks_are_as_few_as_hold_the_rows(rows, chunks):
-    keyboard, mouse = np.zeros((rows, 7), np.float32), np.zeros((rows, 2), np.float32)
-    keyboard[:, 1] = 1
-    keys, turns = to_chunks(keyboard, mouse, TEMPLERUN)
-    assert num_chunks(TEMPLERUN, rows) == len(keys) == chunks
-    assert turns.shape == (chunks, 12, 0)
-    np.testing.assert_array_equal(keys.sum(-1), 1)  # padding is idle, not empty
-    assert rows <= chunk_rows(TEMPLERUN, chunks) < rows + 12 or rows == 0
+def test_keys_that_are_held():
+    keyboard, mouse = parse_keys("W+right*0.5", UNIVERSAL)
+    assert keyboard.tolist() == [1, 0, 0, 0]
+    assert mouse.tolist() == [0, np.float32(0.05)]
+    assert [part.tolist() for part in parse_keys("", TEMPLERUN)] == [[1, 0, 0, 0, 0, 0, 0], []]
+    with pytest.raises(InputError, match="'w:12' holds 'w:12', which is nothing here"):
+        parse_keys("w:12", UNIVERSAL)

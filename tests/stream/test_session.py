@@ -16,13 +16,13 @@ from mgjax.errors import InputError
 from mgjax.stream import snapshot
 from mgjax.stream.session import Session
 from mgjax.types import Actions
-from mgjax.world import build
+from mgjax.world import World
 
 CHUNKS = 4
 
 
 def _world(cfg, decoder):
-    return build(cfg, Settings("float32", decoder))
+    return World(cfg, Settings("float32", decoder))
 
 
 def _rows(chunk, batch=1):
@@ -48,7 +48,7 @@ def params(tiny_params):
 @pytest.fixture(scope="module")
 def session(tiny, params, decoder):
     image = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 32, 48, 3)), jnp.float32)
-    return Session.start(_world(tiny, decoder), params, image, seeds=[7], horizon=6)
+    return Session.start(_world(tiny, decoder), params, image, seeds=[7], horizon=12)
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +68,10 @@ from mgjax import checkpoint
 from mgjax.config import Settings
 from mgjax.stream.session import Session
 from mgjax.types import Actions
-from mgjax.world import build
+from mgjax.world import World
 
 weights, state, rows, out, decoder = sys.argv[1:]
-world = build(checkpoint.read_config(weights), Settings("float32", decoder))
+world = World(checkpoint.read_config(weights), Settings("float32", decoder))
 components = ("dit", decoder)
 session = Session.load(world, {name: checkpoint.load(weights, name) for name in components}, state)
 rows = np.load(rows)
@@ -116,7 +116,7 @@ def test_a_stream_saved_again_holds_the_same(session, saved, tmp_path):
 def test_streams_side_by_side_are_saved_together(tiny, params, tmp_path):
     world = _world(tiny, "taehv")
     image = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (2, 32, 48, 3)), jnp.float32)
-    session = Session.start(world, params, image, seeds=[1, 2], horizon=6)
+    session = Session.start(world, params, image, seeds=[1, 2], horizon=12)
     assert session.streams == 2
     session.step(_rows(0, 2))
     session.save(tmp_path / "both")
@@ -145,7 +145,7 @@ def test_other_settings_are_refused(tiny, params, saved, decoder):
     with pytest.raises(InputError, match=rf'"{decoder}".*not.*"{other}"'):
         snapshot.load(saved[0], _world(tiny, other), params)
     with pytest.raises(InputError, match=r"float32.*not.*bfloat16"):
-        snapshot.load(saved[0], build(tiny, Settings("bfloat16", decoder)), params)
+        snapshot.load(saved[0], World(tiny, Settings("bfloat16", decoder)), params)
 
 
 @pytest.mark.parametrize("part", ["dit", "decoder"])
@@ -163,14 +163,14 @@ def test_encoders_do_not_matter_to_a_running_stream(tiny, params, saved, decoder
 
 def _rewritten(source, target, change_tensors=lambda tensors: tensors, **header):
     with safe_open(source, framework="numpy") as file:
-        metadata = file.metadata()
-    save_file(change_tensors(load_file(source)), target, metadata=metadata | header)
+        identity = json.loads(file.metadata()["mgjax"])
+    save_file(change_tensors(load_file(source)), target, metadata={"mgjax": json.dumps(identity | header)})
     return target
 
 
 def test_another_format_version_is_refused(tiny, params, saved, decoder, tmp_path):
     path = _rewritten(saved[0], tmp_path / "x", format="mgjax stream 0")
-    with pytest.raises(InputError, match="'mgjax stream 0', and this version reads 'mgjax stream 1'"):
+    with pytest.raises(InputError, match="'mgjax stream 0', and this version reads 'mgjax stream 2'"):
         snapshot.load(path, _world(tiny, decoder), params)
 
 
@@ -184,6 +184,7 @@ def _without(tensors, name):
         (lambda t: t | {"position": t["position"].astype(np.float32)}, "position is missing or misshapen"),
         (lambda t: t | {"key": t["key"][:, :1].copy()}, "key is missing or misshapen"),
         (lambda t: _without(t, "rows/mouse"), "rows/mouse is missing or misshapen"),
+        (lambda t: t | {"more": t["position"]}, "holds 'more', which is no part of a state"),
         (lambda t: _without(t, "condition"), "not a readable stream state"),
         (lambda t: t | {"condition": t["condition"][0]}, "not a readable stream state"),
         (lambda t: t | {"condition": t["condition"][:, :0]}, "not a readable stream state"),
@@ -191,7 +192,18 @@ def _without(tensors, name):
         (lambda t: t | {"rows/mouse": t["rows/mouse"] + np.inf}, "rows/mouse holds values that are no numbers"),
         (lambda t: t | {"position": t["position"] - 100}, "position"),
     ],
-    ids=["dtype", "shape", "missing", "no-condition", "flat-condition", "empty-condition", "nan", "inf", "negative"],
+    ids=[
+        "dtype",
+        "shape",
+        "missing",
+        "more",
+        "no-condition",
+        "flat-condition",
+        "empty-condition",
+        "nan",
+        "inf",
+        "negative",
+    ],
 )
 def test_damaged_tensors_are_named(tiny, params, saved, decoder, tmp_path, change, reason):
     path = _rewritten(saved[0], tmp_path / "x", change)

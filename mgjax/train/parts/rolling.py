@@ -8,6 +8,7 @@ through that step alone, by one of two equal ways:
 - `repeat_steps`: chunk by chunk along the rollout, for streams whose past a single pass cannot rebuild.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -86,10 +87,9 @@ def roll(
 
     def step(state, inputs):
         rows, noise = inputs
-        network = world.network(params, state, rows)
-        made = sample(network.denoise, noise, levels, exit)
+        made = sample(partial(world.denoise, params, world.bind(params, state, rows)), noise, levels, exit)
         remembered = noise[:, len(levels)] if world.cfg.sampler.context else None
-        return Rolled(made.x0, made.last, remembered), network.commit(made.x0, remembered)
+        return Rolled(made.x0, made.last, remembered), world.commit(params, state, rows, made.x0, remembered)
 
     return rollout(step, state, (rows, jnp.moveaxis(noise, 1, 0)))
 
@@ -140,14 +140,13 @@ def repeat_steps(
     def step(weights, state, rows, last):
         params = {"dit": cast(weights, net.dtype)}  # here, so that the chunks' gradients add up in float32
         image = dit.prepare_image(params["dit"], net.dit, features, net.dtype)
-        network = world.network(params, state._replace(image=image), rows)
-        return last - sigma * network.denoise(last, timestep(sigma)[None, None])
+        chunk = world.bind(params, state._replace(image=image), rows)
+        return last - sigma * world.denoise(params, chunk, last, timestep(sigma)[None, None])
 
     def body(state, inputs):
         rows, made = inputs
-        return world.network(params, state, rows).commit(made.latents, made.noise), step(
-            weights, state, rows, made.last
-        )
+        after = world.commit(params, state, rows, made.latents, made.noise)
+        return after, step(weights, state, rows, made.last)
 
     _, x0 = jax.lax.scan(body, state, (rows, rolled))
     return clip_of(x0)

@@ -33,7 +33,7 @@ from mgjax.train.parts.rolling import (
 from mgjax.train.stage import Stage, fold
 from mgjax.train_config import LongStage
 from mgjax.types import ClipBatch, StreamState
-from mgjax.world import build
+from mgjax.world import World
 
 
 class LongStream(NamedTuple):
@@ -49,7 +49,7 @@ def make_stage(cfg: LongStage, world: WorldConfig) -> Stage:
     """`pretrained` as for Self-Forcing. The batch's clips have `max_latents` latent frames; of their latents none is
     read."""
     net = network_of(world, cfg.dtype, cfg.attention)
-    functions = build(world, Settings(dtype=cfg.dtype, attention=cfg.attention))
+    functions = World(world, Settings(dtype=cfg.dtype, attention=cfg.attention))
     levels = jnp.asarray(student_levels(world), jnp.float32)
     chunk = net.dit.chunk
     window = cfg.overlap + cfg.new_latents

@@ -29,7 +29,7 @@ from mgjax.train.parts.rolling import (
 )
 from mgjax.train.stage import Stage, fold
 from mgjax.train_config import SelfForcingStage
-from mgjax.world import build
+from mgjax.world import World
 
 
 class Draws(NamedTuple):
@@ -41,7 +41,7 @@ def make_stage(cfg: SelfForcingStage, world: WorldConfig) -> Stage:
     """`pretrained` holds the student ("dit") and the foundation model ("teacher"), which the critic starts from as
     well."""
     net = network_of(world, cfg.dtype, cfg.attention)
-    functions = build(world, Settings(dtype=cfg.dtype, attention=cfg.attention))
+    functions = World(world, Settings(dtype=cfg.dtype, attention=cfg.attention))
     levels = jnp.asarray(student_levels(world), jnp.float32)
     chunks, draws = cfg.latents // net.dit.chunk, world.sampler.draws
     if cfg.latents % net.dit.chunk:

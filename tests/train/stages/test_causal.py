@@ -4,6 +4,7 @@ The reference runs these comparisons in float64. The DiT computes rotations, nor
 dtype, so here they hold to float32 rounding: 1e-5 of values of order one.
 """
 
+from functools import partial
 from itertools import product
 
 import jax
@@ -21,7 +22,7 @@ from mgjax.train.parts.rolling import begin, chunk_rows
 from mgjax.train.stages import causal, few_step
 from mgjax.train_config import CausalStage, EMAConfig, FewStepStage, LoRAConfig, OptimizerConfig
 from mgjax.types import Actions
-from mgjax.world import build
+from mgjax.world import World
 
 FRAMES, CHUNK = 8, 2
 SIGHTS = [(4, 0), (6, 1), (2, 0)]  # window, sink
@@ -137,15 +138,15 @@ def test_t2_3_and_t2_4_training_passes_equal_the_stream(passes):
     """Chunk by chunk through the ring cache, past the window: the doubled pass on noisy chunks, and the plain pass on
     clean ones, give what the stream gives. T4.2 is this too: the ring has wrapped."""
     p = passes
-    functions = build(p.world, Settings("float32"))
+    functions = World(p.world, Settings("float32"))
     params = {"dit": p.params}
     rows = chunk_rows(p.net, p.clips.actions, 0, FRAMES // CHUNK)
 
     @jax.jit
     def step(state, rows, past, x, sigma):
-        network = functions.network(params, state, rows)
-        noisy = network.denoise(x, 1000 * sigma)
-        return noisy, network.denoise(past, jnp.zeros((1, 1))), network.commit(past)
+        denoise = partial(functions.denoise, params, functions.bind(params, state, rows))
+        clean = denoise(past, jnp.zeros((1, 1)))
+        return denoise(x, 1000 * sigma), clean, functions.commit(params, state, rows, past)
 
     doubled = p.forced(p.clips.latents, p.x, p.sigma, p.clips)
     plain = p.causal(p.clips.latents, jnp.zeros_like(p.sigma), p.clips)

@@ -23,7 +23,7 @@ from mgjax.train.parts.rolling import begin, chunk_rows, clip_of, draw_noise, ro
 from mgjax.train.stages import long
 from mgjax.train_config import EMAConfig, LongStage, OptimizerConfig
 from mgjax.types import ClipBatch
-from mgjax.world import build
+from mgjax.world import World
 
 BATCH, CHUNK = 2, 2
 STAGE = LongStage(
@@ -74,7 +74,7 @@ def states(world, stage):
 def test_t4_1_and_t4_4_a_stream_kept_alive_is_one_long_rollout(world):
     """Three rollouts of two chunks, each from the state that the last one left, against one of six; the cache has
     wrapped, and its sink still holds the first frame of the stream."""
-    net, functions = network_of(world, "float32", "xla"), build(world, Settings("float32"))
+    net, functions = network_of(world, "float32", "xla"), World(world, Settings("float32"))
     params = stream_params(stacked_weights(world), net)
     clips = tiny.clips(world, BATCH, 12)
     noise = draw_noise(jax.random.key(0), net, BATCH, 6, 3)

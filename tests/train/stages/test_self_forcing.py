@@ -10,6 +10,7 @@
 """
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ from mgjax.train.parts.rolling import (
 from mgjax.train.stage import TrainState, fold
 from mgjax.train.stages import self_forcing
 from mgjax.train_config import EMAConfig, OptimizerConfig, SelfForcingStage
-from mgjax.world import build
+from mgjax.world import World
 
 FRAMES, CHUNK, BATCH = 8, 2, 2
 CHUNKS = FRAMES // CHUNK
@@ -58,7 +59,7 @@ class Student:
     def __init__(self):
         self.world = tiny.world()
         self.net = network_of(self.world, "float32", "xla")
-        self.functions = build(self.world, Settings("float32"))
+        self.functions = World(self.world, Settings("float32"))
         self.params = tiny.weights(self.world)
         self.weights = dit.stack(self.params, self.net.dit)
         self.clips = tiny.clips(self.world, BATCH, FRAMES)
@@ -113,8 +114,9 @@ def test_t3_10_and_t5_9_one_program_leaves_after_any_step(student, rolled):
 
     for exit, made in enumerate(rolled):
         state = begin(student.functions, params, student.clips)
-        network = student.functions.network(params, state, jax.tree.map(lambda leaf: leaf[0], student.rows))
-        unrolled = jax.jit(lambda noise, n=network, e=exit: sample(n.denoise, noise, tuple(student.levels[: e + 1])))
+        chunk = student.functions.bind(params, state, jax.tree.map(lambda leaf: leaf[0], student.rows))
+        denoise = partial(student.functions.denoise, params, chunk)
+        unrolled = jax.jit(lambda noise, d=denoise, e=exit: sample(d, noise, tuple(student.levels[: e + 1])))
         x0, last = unrolled(student.noise[:, 0])
         np.testing.assert_allclose(made.latents[0], x0, atol=ROUNDING)
         np.testing.assert_allclose(made.last[0], last, atol=ROUNDING)
@@ -122,9 +124,14 @@ def test_t3_10_and_t5_9_one_program_leaves_after_any_step(student, rolled):
 
 
 def test_t3_11_the_full_rollout_is_inference(student, rolled):
-    """The latents of `sample_chunk`, chunk after chunk from the same noise: bit for bit from the same form of the
+    """The latents of `World.sample`, chunk after chunk from the same noise: bit for bit from the same form of the
     weights, and up to the order of sums as a stream runs it, with its blocks unrolled."""
-    step = jax.jit(student.functions.sample_chunk)
+
+    @jax.jit
+    def step(params, state, rows, noise):
+        latents = student.functions.sample(params, state, rows, noise)
+        return latents, student.functions.commit(params, state, rows, latents)
+
     unrolled = {"dit": student.params}
     for params, state, most in (
         (student.streamed, student.start, 0.0),

@@ -15,7 +15,7 @@ from mgjax.train.parts.network import draw_past, forced, network_of
 from mgjax.train.parts.rolling import begin, chunk_rows, clip_of, draw_noise, repeat_steps, replay, roll, stream_params
 from mgjax.train.stages import foundation
 from mgjax.train_config import FoundationStage
-from mgjax.world import build
+from mgjax.world import World
 
 BATCH, CHUNKS, CONTEXT = 2, 4, 0.3
 ROUNDING = 2e-5  # of float32 sums in another order
@@ -51,7 +51,7 @@ def test_the_shift_of_the_released_size_and_of_a_quarter_of_its_tokens():
 def test_training_sees_what_a_stream_remembers(world):
     """Rollouts whose past is in noise, with actions that shift the time embedding: the parallel replay and the steps
     done again along the rollout both give the rollout's latents, past the window; told of another level they do not."""
-    net, functions = network_of(world, "float32", "xla"), build(world, Settings("float32"))
+    net, functions = network_of(world, "float32", "xla"), World(world, Settings("float32"))
     weights = dit.stack(tiny.weights(world), net.dit)
     clips = tiny.clips(world, BATCH, CHUNKS * net.dit.chunk)
     rows, params = chunk_rows(net, clips.actions, 0, CHUNKS), stream_params(weights, net)
@@ -72,15 +72,16 @@ def test_training_sees_what_a_stream_remembers(world):
 
 def test_a_stream_draws_the_noise_of_its_context_from_its_own_key(world):
     """The same stream twice is the same; noise that is handed in has one array more than the steps."""
-    functions, params = build(world, Settings("float32")), {"dit": tiny.weights(world)}
+    functions, params = World(world, Settings("float32")), {"dit": tiny.weights(world)}
     clips = tiny.clips(world, BATCH, 2)
     rows = jax.tree.map(lambda leaf: leaf[0], chunk_rows(network_of(world, "float32", "xla"), clips.actions, 0, 1))
     state = begin(functions, params, clips)
-    step = jax.jit(functions.sample_chunk)
-    (one, after), (other, _) = step(params, state, rows), step(params, state, rows)
+    sample, commit = jax.jit(functions.sample), jax.jit(functions.commit)
+    one, other = sample(params, state, rows), sample(params, state, rows)
     np.testing.assert_array_equal(one, other)
+    after = commit(params, state, rows, one)
     clean = dataclasses.replace(world, sampler=dataclasses.replace(world.sampler, context=0.0))
-    _, plain = jax.jit(build(clean, Settings("float32")).sample_chunk)(params, state, rows)
+    plain = jax.jit(World(clean, Settings("float32")).commit)(params, state, rows, one)
     assert np.abs(after.cache[0].tokens.k - plain.cache[0].tokens.k).max() > 0.01
 
 

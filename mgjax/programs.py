@@ -1,0 +1,66 @@
+"""The methods of a world as compiled programs, one set for a process, and what moves streams within a batch.
+
+A class of worlds is any whose instances are hashable and have the pure methods named here: `mgjax.world.World`, or an
+exported world, which needs no networks.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from mgjax.types import StreamState
+
+
+class Programs(NamedTuple):
+    """The methods of a class of worlds, compiled; the world is their first argument. What is named as donated must not
+    be used again."""
+
+    encode: jax.stages.Wrapped  # (world, params, image, horizon)
+    begin: jax.stages.Wrapped
+    sample: jax.stages.Wrapped
+    decode: jax.stages.Wrapped  # donates the decoder's cache
+    commit: jax.stages.Wrapped  # donates the state
+    chunk_step: jax.stages.Wrapped  # donates the state
+    prefill: jax.stages.Wrapped  # donates the state
+    replace: jax.stages.Wrapped  # `replace_row`, without a world; donates the first state
+    take: jax.stages.Wrapped  # `take_rows`, without a world
+
+
+@functools.cache
+def programs(kind: type) -> Programs:
+    """The compiled methods of the class `kind`, for this process's default backend."""
+    options = {"compiler_options": memory_order(jax.default_backend())}
+    return Programs(
+        encode=jax.jit(kind.encode, static_argnums=(0, 3)),
+        begin=jax.jit(kind.begin, static_argnums=0),
+        sample=jax.jit(kind.sample, static_argnums=0, **options),
+        decode=jax.jit(kind.decode, static_argnums=0, donate_argnums=4, **options),
+        commit=jax.jit(kind.commit, static_argnums=0, donate_argnums=2, **options),
+        chunk_step=jax.jit(kind.chunk_step, static_argnums=0, donate_argnums=2, **options),
+        prefill=jax.jit(kind.prefill, static_argnums=0, donate_argnums=2, **options),
+        replace=jax.jit(replace_row, donate_argnums=0),
+        take=jax.jit(take_rows),
+    )
+
+
+def memory_order(platform: str) -> dict | None:
+    """Options of XLA for programs that must stay small. A CPU's default order puts early what can run early, and so
+    holds the float32 weights of all blocks at a time."""
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if platform == "cpu" else None
+
+
+def replace_row(
+    state: StreamState, row: int | Int[Array, ""], other: StreamState, other_row: int | Int[Array, ""] = 0
+) -> StreamState:
+    """`state` with stream `row` exchanged for stream `other_row` of `other`; the other streams go on undisturbed."""
+    return jax.tree.map(lambda old, new: old.at[row].set(new[other_row]), state, other)
+
+
+def take_rows(state: StreamState, rows: Int[Array, " c"]) -> StreamState:
+    """The streams `rows` of `state`, in this order, copied; one may be taken more than once."""
+    return jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0), state)
