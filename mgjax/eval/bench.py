@@ -112,7 +112,6 @@ def measure(
 
 def inspect(world: World, batch: int = 1) -> dict:
     """The part of `measure`'s figures that follows from compiling: nothing is run and no weights are made."""
-    cfg = world.cfg
 
     params = jax.eval_shape(lambda key: world.streaming(world.init(key)), jax.random.key(0))
     state = world.state_shapes(batch)

@@ -91,7 +91,7 @@ def load(path: str | Path, world: World, params: Params) -> StreamState:
             for name, value in _identity(world, params).items():
                 if found.get(name) != value:
                     raise InputError(_refusal(path, name, found, value))
-            like = _like(world, params, file)
+            like = world.state_shapes(*_condition_shape(world, file)[:2])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise InputError(f"there is no stream state {path}") from None
