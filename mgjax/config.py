@@ -347,10 +347,9 @@ def _build(kind, value, where: str):
                 raise InputError(f"{where} lacks the field {item.name!r}")
         return kind(**{name: _build(hints[name], item, f"{where}.{name}") for name, item in value.items()})
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType) and value is not None:
-        arguments = tuple(argument for argument in arguments if argument is not types.NoneType)
-        if len(arguments) == 1:
-            return _build(arguments[0], value, where)
+    optional = [kind for kind in arguments if dataclasses.is_dataclass(kind) or typing.get_origin(kind)]
+    if origin in (typing.Union, types.UnionType) and optional and value is not None:
+        return _build(optional[0], value, where)
     if origin is tuple:
         if not isinstance(value, list):
             raise InputError(f"{where} is not a list")

@@ -13,12 +13,15 @@ from mgjax.config import (
     ActionConfig,
     ControlConfig,
     DiTConfig,
+    DType,
+    SamplerConfig,
     Settings,
     WorldConfig,
     from_json,
     preset,
     to_json,
 )
+from mgjax.errors import InputError
 from mgjax.models import convert
 from mgjax.types import Actions, ImageCondition
 from mgjax.world import World
@@ -170,3 +173,32 @@ def test_unknown_presets():
 def test_configs_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         preset("universal").fps = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    name: str
+    dtype: DType
+    sizes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    sampler: SamplerConfig | None = None
+
+
+def test_configs_of_other_classes_are_read():
+    parts = _Parts("a", "float32", {"frames": (1, 2)}, SamplerConfig())
+    assert from_json(to_json(parts), _Parts) == parts
+    assert from_json('{"name": "a", "dtype": "float32"}', _Parts) == _Parts("a", "float32")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"name": "a"}', "_Parts lacks the field 'dtype'"),
+        ('{"name": "a", "dtype": "float16"}', "_Parts.dtype is 'float16', not 'float32' or 'bfloat16'"),
+        ('{"name": "a", "dtype": "float32", "sizes": [1]}', "_Parts.sizes is not an object"),
+        ('{"name": "a", "dtype": "float32", "sizes": {"frames": 1}}', "_Parts.sizes.frames is not a list"),
+        ('{"name": "a", "dtype": "float32", "sampler": 3}', "_Parts.sampler is not an object"),
+    ],
+)
+def test_json_that_is_no_config_of_another_class(text, reason):
+    with pytest.raises(InputError, match=reason):
+        from_json(text, _Parts)
