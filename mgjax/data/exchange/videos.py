@@ -40,7 +40,7 @@ _NAMED_RATES = tuple(float(Fraction(n * 1000, 1001)) for n in (24, 30, 48, 60, 1
 _SNAP = 3e-4
 SAME_RATE = 1.1e-3  # 30 and 29.97 are one rate to a dataset, and so are two clocks of the same nominal rate
 # Decoders of these say when a picture that they need is missing; of others, pictures after a gap are not trusted.
-_KNOW_LOSSES = ("h264", "hevc", "vp9", "av1")
+_KNOW_LOSSES = ("h264", "hevc")
 
 
 @dataclass(frozen=True)
@@ -122,20 +122,22 @@ def scan(source: Source, fps: float = 0.0) -> Shown:
     """
     if isinstance(source, Sequence):
         return _scan_sequence(source, fps)
-    stamps, good, reasons, lost = [], [], {}, False
+    stamps, good, fresh, reasons, lost = [], [], [], {}, False
     with _Decoding(source) as (container, stream):
         announced, unit, rate = stream.frames, float(stream.time_base), float(stream.average_rate or 0)
-        knows = stream.codec_context.name in _KNOW_LOSSES
+        codec = stream.codec_context.name
         for event in _decode(container, stream):
             if isinstance(event, _Damage):
                 lost = True
                 reasons.setdefault(len(stamps), event.text)
                 continue
-            lost = lost and not event.key_frame
-            if event.is_corrupt:
+            lost = lost and not event.fresh
+            if event.frame.is_corrupt:
                 reasons.setdefault(len(stamps), "the decoder says so")
-            good.append(not lost and not event.is_corrupt)
-            stamps.append(event.pts if event.pts is not None else _counted(source, len(stamps), rate, unit))
+            good.append(not lost and not event.frame.is_corrupt)
+            fresh.append(event.fresh)
+            stamp = event.frame.pts
+            stamps.append(stamp if stamp is not None else _counted(source, len(stamps), rate, unit))
     if not stamps:
         raise InputError(f"the video {source} cannot be read: {', '.join(reasons.values()) or 'it has no picture'}")
     numbers = np.array(stamps, np.int64)
@@ -146,8 +148,11 @@ def scan(source: Source, fps: float = 0.0) -> Shown:
     times = (numbers - numbers[0]) * unit
     fps, slots = grid(times)
     good = np.array(good)
-    if slots is not None and not knows:
-        good &= _trusted(source, slots)
+    if slots is not None and codec not in _KNOW_LOSSES:
+        trusted = _trusted(fresh, slots)
+        doubt = f"may need pictures that are missing; {codec} does not tell, H.264 would"
+        reasons |= {int(k): doubt for k in np.flatnonzero(good & ~trusted)}
+        good &= trusted
     faults = [_damage(start, stop, times, reasons) for start, stop in spans(~good)]
     if reasons and len(stamps) not in reasons and not faults:
         faults.append("something between its pictures is damaged (" + next(iter(reasons.values())) + ")")
@@ -177,38 +182,55 @@ def _counted(file: Path, number: int, rate: float, unit: float) -> int:
     return round(number / rate / unit)
 
 
+class _Picture(NamedTuple):
+    frame: av.VideoFrame
+    fresh: bool  # decoded without any other
+
+
 class _Damage(NamedTuple):
     stamp: int | None
     text: str
 
 
-def _decode(container, stream) -> Iterator[av.VideoFrame | _Damage]:
+def _decode(container, stream) -> Iterator[_Picture | _Damage]:
     """All pictures in the order in which they are shown, and between them what the decoder found damaged or missing."""
-    level = av.logging.get_level()
-    av.logging.set_level(av.logging.DEBUG)  # H.264 tells of a missing picture on this level only
+    packets, keys = container.demux(stream), set()
+    while True:
+        stamp, frames, damage = None, [], None
+        with _overheard() as messages:
+            try:
+                packet = next(packets, None)
+                if packet is None:
+                    return
+                stamp = packet.pts
+                if packet.is_keyframe:
+                    keys.add(stamp)
+                frames = packet.decode()
+            except (OSError, ValueError) as error:
+                damage = _Damage(stamp, _reason(error))
+        for severity, _, text in messages:
+            if severity <= av.logging.ERROR or "Frame num gap" in text:
+                lost = "a picture before it is missing" if "Frame num gap" in text else text.strip()
+                damage = damage or _Damage(stamp, lost)
+        if damage is not None:
+            yield damage
+        for frame in frames:  # AV1 says of an old key frame, shown again for a lost one, that it is one
+            yield _Picture(frame, frame.key_frame and (frame.pts in keys or None in keys))
+        if damage is not None and stamp is None:  # the file itself ends in the middle
+            return
+
+
+@contextlib.contextmanager
+def _overheard() -> Iterator[list[tuple[int, str, str]]]:
+    """What FFmpeg says meanwhile: H.264 tells of a missing picture on its lowest level only."""
+    level, skip = av.logging.get_level(), av.logging.get_skip_repeated()
+    av.logging.set_level(av.logging.DEBUG)
+    av.logging.set_skip_repeated(False)
     try:
-        packets = container.demux(stream)
-        while True:
-            stamp, frames, damage = None, [], None
-            with av.logging.Capture() as messages:
-                try:
-                    packet = next(packets, None)
-                    if packet is None:
-                        return
-                    stamp = packet.pts
-                    frames = packet.decode()
-                except (OSError, ValueError) as error:
-                    damage = _Damage(stamp, _reason(error))
-            for severity, _, text in messages:
-                if severity <= av.logging.ERROR or "Frame num gap" in text:
-                    lost = "a picture before it is missing" if "Frame num gap" in text else text.strip()
-                    damage = damage or _Damage(stamp, lost)
-            if damage is not None:
-                yield damage
-            yield from frames
-            if damage is not None and stamp is None:  # the file itself ends in the middle
-                return
+        with av.logging.Capture() as messages:
+            yield messages
     finally:
+        av.logging.set_skip_repeated(skip)
         av.logging.set_level(level)
 
 
@@ -216,16 +238,12 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _trusted(source: Path, slots: Int[np.ndarray, " f"]) -> Bool[np.ndarray, " f"]:
-    """Pictures that no gap can have spoilt: those before the first gap, and from the first key frame after it on."""
+def _trusted(fresh: list[bool], slots: Int[np.ndarray, " f"]) -> Bool[np.ndarray, " f"]:
+    """Pictures that no gap can have spoilt: those before the first gap, and from the first fresh one after it on."""
     gaps = np.append(False, np.diff(slots) > 1)
-    if not gaps.any():
-        return ~gaps
-    with _Decoding(source) as (container, stream):
-        keys = [event.key_frame for event in _decode(container, stream) if not isinstance(event, _Damage)]
     good, trusted = np.ones(len(slots), bool), True
     for k in range(len(slots)):
-        trusted = keys[k] or (trusted and not gaps[k])
+        trusted = fresh[k] or (trusted and not gaps[k])
         good[k] = trusted
     return good
 
@@ -299,10 +317,10 @@ def _seek(file: Path, wanted: list[int], size: tuple[int, int]) -> Iterator[UInt
             rate, unit = float(stream.average_rate or 0), float(stream.time_base)
             events = _decode(container, stream)
             first = next(events, None)
-            led_too_far = first is None or isinstance(first, _Damage) or first.pts is None or first.pts > wanted[0]
-            if led_too_far and not from_start:
+            usable = isinstance(first, _Picture) and first.frame.pts is not None and first.frame.pts <= wanted[0]
+            if not usable and not from_start:
                 continue
-            frames = (e for e in itertools.chain([first], events) if not isinstance(e, _Damage | None))
+            frames = (event.frame for event in itertools.chain([first], events) if isinstance(event, _Picture))
             seen = (
                 (_counted(file, k, rate, unit) if frame.pts is None else frame.pts, frame)
                 for k, frame in enumerate(frames)
