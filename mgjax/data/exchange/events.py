@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from mgjax.data.exchange import tables
 from mgjax.data.exchange.tables import Row
-from mgjax.data.exchange.tracks import UNITS, Matched, Track, held, warp
+from mgjax.data.exchange.tracks import MAX_DRIFT, UNITS, Matched, Track, held, warp
 from mgjax.data.exchange.videos import Shown, Source, grid
 from mgjax.errors import InputError
 
@@ -43,7 +43,6 @@ _ALIASES = {
 }  # fmt: skip
 _DOWN = {"down": True, "pressed": True, "press": True, "up": False, "released": False, "release": False}
 _THRESHOLD = 0.5  # of a stick that stands for keys
-MAX_DRIFT = 0.02  # a clock that is off by more is another clock
 
 
 class Log(NamedTuple):

@@ -117,7 +117,8 @@ def _pose_track(rows: list[Row], keys: Several[str], layout: Layout) -> Track:
         raise rows[0].wrong(
             f"there are neither mouse_pitch and mouse_yaw nor the camera's pose (the columns are {found})"
         )
-    keyboard = [[row.choice(key.lower(), 2) for key in keys] for row in rows]
+    why = ", as all columns but the camera's do, which are keys"
+    keyboard = [[row.choice(key.lower(), 2, why) for key in keys] for row in rows]
     return _stack(rows, keyboard, mouse, position, rotation, velocity)
 
 
@@ -248,7 +249,7 @@ def _vpt_rows(file: Path, keys: Several[str], layout: Layout) -> Rows:
 def annotation_of(source: Source, kind: str) -> Path:
     """The file that describes a recording: beside it, or in `metadata` beside its folder; capitals do not matter.
 
-    Of a sequence of pictures it may also be the only such file in their folder, or be named by that folder.
+    Of pictures that are alone in their folder it may also be the only such file there, or be named by that folder.
     """
     stem = source.stem if isinstance(source, Sequence) else source.with_suffix("")
     suffixes = SUFFIXES[kind]
@@ -256,11 +257,12 @@ def annotation_of(source: Source, kind: str) -> Path:
     places = [stem.parent, stem.parent.parent / "metadata"]
     if isinstance(source, Sequence):
         inside = source.files[0].parent
-        alone = [path for path in _listed(inside) if path.name.lower().endswith(suffixes)]
-        if len(alone) == 1:
-            return alone[0]
-        places += [inside, inside.parent]
-        names += [f"{inside.name}{suffix}" for suffix in suffixes]
+        there = [path for path in _listed(inside) if path.name.lower().endswith(suffixes)]
+        if source.alone and len(there) == 1:
+            return there[0]
+        if source.alone:
+            places += [inside, inside.parent]
+            names += [f"{inside.name}{suffix}" for suffix in suffixes]
     elif source.is_symlink():
         places.append(source.resolve().parent)
     for place in places:

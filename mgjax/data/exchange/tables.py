@@ -1,7 +1,8 @@
 """Tables as people's programs write them: CSV of any locale, JSON and JSON lines, as rows that know where they stand.
 
-CSV: the separator (comma, semicolon, tab, bar) is the one that parts the first line most often; beside one that is no
-comma, 3,5 is a number. Names are compared in lower case. Lines without a value are skipped.
+CSV: the separator (comma, semicolon, tab, bar) is the one that parts the first line most often, or what Excel's line
+`sep=;` says; beside one that is no comma, 3,5 is a number. Names are compared in lower case. Lines without a value are
+skipped.
 """
 
 from __future__ import annotations
@@ -56,16 +57,17 @@ class Row(NamedTuple):
             raise self.wrong(f"{name} is {number}, and should be finite")
         return number
 
-    def choice(self, name: str, count: int) -> int:
+    def choice(self, name: str, count: int, why: str = "") -> int:
         number = self.known(name)
         if number not in range(count):
-            raise self.wrong(f"{name} is {number:g}, and should be a whole number from 0 to {count - 1}")
+            raise self.wrong(f"{name} is {number:g}, and should be a whole number from 0 to {count - 1}{why}")
         return int(number)
 
     def time(self, name: str) -> float:
         """Seconds (or what unit the column has), also of a date and time as in 2026-11-26 10:00:00.25."""
         value = self.values.get(name)
         if isinstance(value, str) and ":" in value:
+            value = value.replace(",", ".")  # also beside commas: they are quoted then
             try:
                 if value.count("-") < 2:  # a time of day, or since the start
                     hours, minutes, seconds = ["0", *value.split(":")][-3:]
@@ -117,13 +119,14 @@ def _csv_rows(file: Path) -> list[Row]:
     if "\0" in text:
         raise InputError(f"{file} is no text: it holds zero bytes")
     first = next((line for line in text.splitlines() if line.strip()), "")
-    separator = max(_SEPARATORS, key=first.count)
+    said = re.fullmatch(r'"?sep=(.)"?', first.strip("\r\n"))
+    separator = said[1] if said else max(_SEPARATORS, key=first.count)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows, header = [], None
     try:
         for values in lines:
             place = f"line {lines.line_num}"
-            if not any(value.strip() for value in values):
+            if not any(value.strip() for value in values) or (said and header is None and values[0][:4] == "sep="):
                 continue
             if header is None:
                 header = _names(file, place, values)

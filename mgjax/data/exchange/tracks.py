@@ -21,6 +21,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from mgjax.data.exchange.videos import SAME_RATE, Shown, Source, spans
 from mgjax.errors import InputError
 
+MAX_DRIFT = 0.02  # a clock that is off by more is another clock
+_NEAR = 8  # rows around one, of which half may be late by chance
 _NAN = float("nan")
 
 
@@ -242,7 +244,7 @@ UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 
 def _by_time(rows: Rows, shown: Shown, source: Source, offset: float | None) -> Matched | None:
-    """Rows by their times; None when these are too coarse, and there is one row for each picture."""
+    """Rows by their times; None when there is nothing to compare these with."""
     times, total = np.asarray(rows.times, np.float64), len(shown.times)
     if len(times) < 2 or not shown.fps:
         return None
@@ -253,15 +255,13 @@ def _by_time(rows: Rows, shown: Shown, source: Source, offset: float | None) -> 
         unit = next((u for u in UNITS.values() if span > 0 and 1 / 30 < span * u / max(length, frame) < 30), 1.0)
     seconds, start = times * unit, times[0] * unit
     if len(times) == total and offset is None:
-        if np.abs((seconds - start) - shown.times).max() < 0.5 * frame:
+        if (k := _jump(seconds, shown)) is None:
             return _one_by_one(rows.track, shown)
-        if np.any(np.diff(times) == 0):  # too coarse to say anything
-            return None
-        k = int(np.argmax(np.abs((seconds - start) - shown.times) >= 0.5 * frame))
+        rows_step, frames_step = seconds[k] - seconds[k - 1], shown.times[k] - shown.times[k - 1]
         raise InputError(
-            f"{rows.file}, {rows.places[k]}: its time is {seconds[k] - start:.3f} s after the first, and frame {k} of "
-            f"{source} is on show at {shown.times[k]:.3f} s, although there are as many rows as frames: --offset "
-            "matches them by time, and without that column they are matched one by one"
+            f"{rows.file}, {rows.places[k]}: its time is {rows_step:.3f} s after that of the row before, and frame {k} "
+            f"of {source} is on show {frames_step:.3f} s after the frame before, although there are as many rows as "
+            "frames: --offset matches them by time, and without that column they are matched one by one"
         )
     for k in np.flatnonzero(np.diff(times) == 0)[:1]:
         raise InputError(f"{rows.file}, {rows.places[k + 1]}: it has the time of {rows.places[k]}")
@@ -298,6 +298,23 @@ def _by_time(rows: Rows, shown: Shown, source: Source, offset: float | None) -> 
     rows_in = TrackInput(track, clock, clock[-1] + period, by_time=True)
     regular = shown.slots is not None
     return Matched(shown.clock, shown.stamps, shown.good, shown.fps, regular, rows_in, faults + shown.faults)
+
+
+def _jump(seconds: Float[np.ndarray, " n"], shown: Shown) -> int | None:
+    """The row from which on the rows' clock is another frame's, where there are as many rows as pictures.
+
+    Jitter of less than half a frame on average and a drift of the clock are none, nor are the steps of a clock that
+    counts in more than a frame.
+    """
+    frame, late = 1.0 / shown.fps, seconds - shown.times
+    step = np.min(np.diff(seconds), where=np.diff(seconds) > 0, initial=np.inf)
+    if step > 1.5 * frame:
+        return None if np.ptp(late) < step + frame else int(np.argmax(np.abs(late - np.median(late)))) or 1
+    for k in np.flatnonzero(np.abs(np.diff(late)) > 0.5 * frame) + 1:
+        if abs(np.median(late[k : k + _NEAR]) - np.median(late[max(0, k - _NEAR) : k])) > 0.5 * frame:
+            return int(k)
+    length = shown.times[-1] - shown.times[0]
+    return None if np.ptp(late) < MAX_DRIFT * length + frame else 1
 
 
 # --- Resampling -------------------------------------------------------------------------------------------------------

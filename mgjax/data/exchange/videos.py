@@ -50,6 +50,7 @@ class Sequence:
     stem: Path  # their common path without number and suffix
     files: tuple[Path, ...]
     numbers: tuple[int, ...]
+    alone: bool  # whether their folder holds nothing else that is a recording
 
     def __str__(self) -> str:
         return f"{self.files[0]} .. {self.files[-1].name}"
@@ -251,10 +252,18 @@ def _trusted(fresh: list[bool], slots: Int[np.ndarray, " f"]) -> Bool[np.ndarray
 def _scan_sequence(source: Sequence, fps: float) -> Shown:
     numbers = np.array(source.numbers, np.int64)
     slots = numbers - numbers[0]
-    gaps = np.flatnonzero(np.diff(slots) > 1)
-    faults = tuple(f"the picture after {source.files[k].name} is missing" for k in gaps)
+    good, faults = np.ones(len(slots), bool), []
+    for k, file in enumerate(source.files):
+        try:
+            _still(file)
+        except InputError as error:
+            good[k] = False
+            faults.append(str(error))
+    if not good.any():
+        raise InputError(faults[0])
+    faults += [f"the picture after {source.files[k].name} is missing" for k in np.flatnonzero(np.diff(slots) > 1)]
     times = slots / fps if fps else slots.astype(float)
-    return Shown(times, np.arange(len(slots)), np.ones(len(slots), bool), fps, slots, faults)
+    return Shown(times, np.arange(len(slots)), good, fps, slots, tuple(faults))
 
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
@@ -335,11 +344,46 @@ def _seek(file: Path, wanted: list[int], size: tuple[int, int]) -> Iterator[UInt
 
 
 def _still(file: Path) -> av.VideoFrame:
+    with _overheard() as messages:
+        try:
+            with av.open(f"file:{file}", options={**_OPTIONS, "format_whitelist": _PICTURES}) as container:
+                frame = next(container.decode(video=0))
+        except (OSError, ValueError, StopIteration, IndexError) as error:
+            raise InputError(f"the picture {file} cannot be read: {_reason(error)}") from None
+    for severity, _, text in messages:
+        if severity <= av.logging.ERROR:
+            raise InputError(f"the picture {file} is damaged: {text.strip()}")
+    if file.suffix.lower() == ".exr" and not _is_whole(file.read_bytes()):
+        raise InputError(f"the picture {file} is damaged: it ends in the middle")
+    return frame
+
+
+# Rows of pixels in a piece of an EXR file, by its compression.
+_EXR_LINES = (1, 1, 1, 16, 32, 16, 32, 32, 32, 256)
+
+
+def _is_whole(exr: bytes) -> bool:
+    """Whether all pieces of an EXR file of rows are there: to FFmpeg a file that ends in the middle is a picture, too.
+
+    The header is (name, 0, type, 0, bytes, value).. 0; offsets of the pieces follow, and the pieces (row, bytes, data).
+    """
+    if struct.unpack_from("<I", exr, 4)[0] & ~0x4FF:  # tiles or several parts, which are laid out otherwise
+        return True
+    values, at = {}, 8
     try:
-        with av.open(f"file:{file}", options={**_OPTIONS, "format_whitelist": _PICTURES}) as container:
-            return next(container.decode(video=0))
-    except (OSError, ValueError, StopIteration, IndexError) as error:
-        raise InputError(f"the picture {file} cannot be read: {_reason(error)}") from None
+        while exr[at]:
+            name, kind, _ = exr[at:].split(b"\0", 2)
+            at += len(name) + len(kind) + 2
+            (size,) = struct.unpack_from("<i", exr, at)
+            values[name] = exr[at + 4 : at + 4 + size]
+            at += 4 + size
+        _, top, _, bottom = struct.unpack("<4i", values[b"dataWindow"])
+        count = -(-(bottom - top + 1) // _EXR_LINES[values[b"compression"][0]])
+        pieces = struct.unpack_from(f"<{count}Q", exr, at + 1)
+        ends = [k + 8 + struct.unpack_from("<i", exr, k + 4)[0] if k else len(exr) + 1 for k in pieces]
+    except (struct.error, LookupError, ValueError):
+        return False
+    return max(ends) <= len(exr)
 
 
 def _cover(frame: av.VideoFrame, size: tuple[int, int], aspect: float = 1.0) -> UInt8[np.ndarray, "h w 3"]:
@@ -369,7 +413,10 @@ def _rgb(frame: av.VideoFrame, height: int, width: int) -> UInt8[np.ndarray, "h 
 
 def _orientation(frame: av.VideoFrame) -> tuple[int, int, bool]:
     """(step across, step down, transposed) of the display matrix: a turn by quarters, mirrored or not."""
-    data = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        data = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # beside it is something that this PyAV does not know, such as EXIF: then without mirrors
+        return {0: (1, 1, False), 90: (1, -1, True), -90: (-1, 1, True)}.get(frame.rotation, (-1, -1, False))
     if data is None:
         return 1, 1, False
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(data))
@@ -401,6 +448,7 @@ def find(folder: Path) -> Found:
         hidden += sum(name.startswith(".") for name in (*folders, *names))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         stills: dict[tuple[str, str], list[tuple[int, Path]]] = {}
+        videos = any(Path(name).suffix.lower() in VIDEO_SUFFIXES for name in names)
         for name in sorted(names):
             path = Path(place, name)
             if name.startswith("."):
@@ -415,16 +463,15 @@ def find(folder: Path) -> Found:
                         faults.append(f"{path} and {other} have the same name and annotations: {other.name} is taken")
             elif path.suffix.lower() in PICTURE_SUFFIXES and (match := re.fullmatch(r"(.*?)(\d+)", path.stem)):
                 stills.setdefault((match[1], path.suffix), []).append((int(match[2]), path))
+        stills = {key: sorted(parts) for key, parts in stills.items() if len(parts) > 1}
         for (stem, _), parts in stills.items():
-            if len(parts) > 1:
-                parts.sort()
-                numbers, paths = zip(*parts, strict=True)
-                base = Path(place, stem.rstrip("._- ")) if stem.rstrip("._- ") else Path(place)
-                name = _name(base, folder)
-                if name in found or len(set(numbers)) < len(numbers):
-                    faults.append(f"{paths[0]}: the pictures {base.name} are there twice")
-                else:
-                    found[name] = Sequence(base, paths, numbers)
+            numbers, paths = zip(*parts, strict=True)
+            base = Path(place, stem.rstrip("._- ")) if stem.rstrip("._- ") else Path(place)
+            name = _name(base, folder)
+            if name in found or len(set(numbers)) < len(numbers):
+                faults.append(f"{paths[0]}: the pictures {base.name} are there twice")
+            else:
+                found[name] = Sequence(base, paths, numbers, alone=len(stills) == 1 and not videos)
     return Found(dict(sorted(found.items())), hidden, faults)
 
 
