@@ -19,6 +19,7 @@ Unknown poses are NaN. Whatever is wrong is named with its file and its line or 
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence as Several
 from pathlib import Path
 
@@ -251,28 +252,29 @@ def annotation_of(source: Source, kind: str) -> Path:
 
     Of pictures that are alone in their folder it may also be the only such file there, or be named by that folder.
     """
-    stem = source.stem if isinstance(source, Sequence) else source.with_suffix("")
     suffixes = SUFFIXES[kind]
-    names = [f"{stem.name}{suffix}" for suffix in suffixes]
-    places = [stem.parent, stem.parent.parent / "metadata"]
     if isinstance(source, Sequence):
         inside = source.files[0].parent
         there = [path for path in _listed(inside) if path.name.lower().endswith(suffixes)]
         if source.alone and len(there) == 1:
             return there[0]
-        if source.alone:
-            places += [inside, inside.parent]
-            names += [f"{inside.name}{suffix}" for suffix in suffixes]
-    elif source.is_symlink():
-        places.append(source.resolve().parent)
-    for place in places:
-        there = {path.name.lower(): path for path in _listed(place)}
-        for name in names:
-            if (place / name).is_file():
-                return place / name
-            if (path := there.get(name.lower())) is not None:
+        stems = [source.stem, *([inside / inside.name, inside] if source.alone else [])]
+    else:
+        stems = [source.with_suffix(""), *([source.resolve().with_suffix("")] if source.is_symlink() else [])]
+    stems += [stem.parent.parent / "metadata" / stem.name for stem in stems]
+    for stem in stems:
+        there = {_plain(path.name): path for path in reversed(_listed(stem.parent))}
+        names = [f"{stem.name}{suffix}" for suffix in suffixes]
+        for path in (*(stem.parent / name for name in names), *(there.get(_plain(name)) for name in names)):
+            if path is not None and path.is_file():
                 return path
+    names = [f"{stem.name}{suffix}" for stem in stems for suffix in suffixes]
     raise InputError(f"{source} has no {' or '.join(dict.fromkeys(names))} beside it")
+
+
+def _plain(name: str) -> str:
+    """A name without capitals, and with accents as Windows and Linux write them, which a Mac takes apart."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def _listed(folder: Path) -> list[Path]:

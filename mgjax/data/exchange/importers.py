@@ -293,7 +293,14 @@ class _Import:
                 break
             name, source, future = scans.popleft()
             try:
-                parts, already = self._plan(name, source, future.result())
+                scanned = future.result()
+            except InputError as error:
+                self._wrong(str(error))
+                continue
+            if self.writer is None:
+                self._begin(scanned)  # what is wrong with the dataset ends the import
+            try:
+                parts, already = self._plan(name, source, scanned)
             except InputError as error:
                 self._wrong(str(error))
                 continue
@@ -340,8 +347,6 @@ class _Import:
     def _plan(self, name: str, source: Source, scanned: _Scanned) -> tuple[list[_Part], int]:
         """The parts of a recording that are not stored yet, and how many of its clips are."""
         cfg, matched = self.setup.cfg, scanned.matched
-        if self.writer is None:
-            self._begin(scanned)
         if scanned.columns != self.scheme.keyboard:
             raise InputError(
                 f"{annotation_of(source, cfg.kind)} has the keys {', '.join(scanned.columns)}, "
@@ -354,6 +359,10 @@ class _Import:
             chosen, rows = tracks.resample(matched, self.scheme.fps)
         except InputError as error:
             raise InputError(f"{source}: {error}") from None
+        twice = np.mean(np.diff(chosen) == 0) if len(chosen) > 1 else 0.0
+        if twice > 0.05 and matched.fps < self.scheme.fps:
+            rates = f"it has {matched.fps:.5g} frames a second, and the dataset {self.scheme.fps:.5g}"
+            self.say(f"{source}: {twice:.0%} of its pictures are repeated: {rates}")
         clip, entries = self._name(name, source, scanned)
         spans = _segments(rows.usable, cfg.clip_frames)
         fresh = [span for span in spans if f"{clip}-{span[0]:06d}" not in entries]
@@ -397,19 +406,27 @@ class _Import:
     def _name(self, name: str, source: Source, scanned: _Scanned) -> tuple[str, set[str]]:
         """The recording's name in the dataset, and its clips that are there and as good as new."""
         entries = self.writer.entries
-        same = [e for e in entries.values() if e.info.get("content") == scanned.content]
+        # The same pictures under another name are this recording, renamed or moved, unless that one is here, too.
+        others = self.found.recordings.keys() - {name}
+        same = [
+            e
+            for e in entries.values()
+            if e.info.get("content") == scanned.content and e.info.get("source") not in others
+        ]
         stale = [e for e in same if e.info.get("mark") != scanned.mark]
         if stale:
             self.say(f"{source}: its annotations or the options have changed: {len(stale)} old clips are replaced")
             self.writer.discard({entry.name for entry in stale})
-        if same and len(stale) < len(same):
+        if len(stale) < len(same):
             keep = next(e for e in same if e.info.get("mark") == scanned.mark)
             if keep.info.get("source") != name:
                 self.say(f"{source}: these pictures are there as {keep.info.get('source')}")
             return keep.name.rpartition("-")[0], {e.name for e in same} - {e.name for e in stale}
         clip = clip_name(name)
-        taken = {e.name.rpartition("-")[0] for e in self.writer.entries.values()}
-        return (f"{clip}-{scanned.content[:8]}" if clip in taken else clip), set()
+        if clip in {e.name.rpartition("-")[0] for e in self.writer.entries.values()}:
+            self.say(f"{source}: another recording is there as {clip}; this one is {clip}-{scanned.content[:8]}")
+            clip = f"{clip}-{scanned.content[:8]}"
+        return clip, set()
 
 
 def _files(source: Source) -> tuple[Path, ...]:

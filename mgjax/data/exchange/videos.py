@@ -35,10 +35,12 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".exr", ".bmp", ".tif", ".tiff", ".
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg,mxf,gif"
 _PICTURES = "image2,png_pipe,jpeg_pipe,exr_pipe,bmp_pipe,tiff_pipe,webp_pipe"
 _OPTIONS = {"protocol_whitelist": "file"}
-# Rates that a measured one is taken to be when it is nearer than SAME_RATE; halves of whole numbers besides.
+# Rates that a measured one is taken to be when it is nearer than _SNAP; halves of whole numbers besides.
 _NAMED_RATES = tuple(float(Fraction(n * 1000, 1001)) for n in (24, 30, 48, 60, 120))
 _SNAP = 3e-4
-SAME_RATE = 1.1e-3  # 30 and 29.97 are one rate to a dataset, and so are two clocks of the same nominal rate
+# Rates nearer than this are one to a dataset: 30 and 29.97, and two clocks of the same nominal rate. To resample them
+# would show a picture twice every few seconds, and nobody sees a hundredth of speed.
+SAME_RATE = 0.01
 # Decoders of these say when a picture that they need is missing; of others, pictures after a gap are not trusted.
 _KNOW_LOSSES = ("h264", "hevc")
 
