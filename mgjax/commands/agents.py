@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
+from mgjax.commands import _options
+from mgjax.commands._options import Options
 from mgjax.errors import InputError
 
 _ALL = ("random", "hold", "composite", "navigate", "explore")
@@ -16,7 +16,7 @@ def main(
     frames: int = 700,
     episodes: int = 10,
     seed: int = 0,
-    engine_option: tuple[str, ...] = (),
+    engine_option: Options = (),
     train: str = "",
     iterations: int = 250,
 ) -> int:
@@ -28,7 +28,7 @@ def main(
       frames: Frames of an episode.
       episodes: Episodes of each agent; all agents get the same ones.
       seed: Everything random follows from it.
-      engine_option: Options of the engine as NAME=VALUE, values in JSON: 'levels=["map01"]'.
+      engine_option: An option of the engine as NAME=VALUE, the value in JSON: 'levels=["map01"]'.
       train: File (.npz) to write the explore agent's trained weights to.
       iterations: Of training.
     """
@@ -36,7 +36,7 @@ def main(
 
     if frames < 1 or episodes < 1:
         raise InputError(f"frames ({frames}) and episodes ({episodes}) must be at least 1")
-    built = make_engine(engine, **_options(engine_option))
+    built = make_engine(engine, **_options.parse(engine_option))
     try:
         if train:
             _train(built, train, iterations, seed)
@@ -45,19 +45,6 @@ def main(
     finally:
         built.close()
     return 0
-
-
-def _options(texts: tuple[str, ...]) -> dict:
-    options = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise InputError(f"the option {text!r} should be NAME=VALUE")
-        try:
-            options[name] = json.loads(value)
-        except json.JSONDecodeError:
-            options[name] = value
-    return options
 
 
 def _measure(engine, names: tuple[str, ...], frames: int, episodes: int, seed: int) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
 import signal
 
+from mgjax.commands import _options
+from mgjax.commands._options import Options
 from mgjax.data.quality.filters import FilterConfig
-from mgjax.errors import InputError
 
 
 def main(
@@ -23,8 +23,8 @@ def main(
     codec: str = "zstd",
     workers: int = 2,
     mouse_scale: float = 15.0,
-    engine_option: tuple[str, ...] = (),
-    agent_option: tuple[str, ...] = (),
+    engine_option: Options = (),
+    agent_option: Options = (),
     filters: FilterConfig = FilterConfig(),  # noqa: B008 (frozen)
 ) -> int:
     """Records clips of an agent that plays an engine. The same command goes on where it was stopped.
@@ -41,8 +41,8 @@ def main(
       codec: zstd (lossless) or h264.
       workers: Processes, each with its own engine.
       mouse_scale: Degrees per unit of a model's mouse.
-      engine_option: Further options of the engine as NAME=VALUE, values in JSON: 'levels=["map01"]'.
-      agent_option: Options of the agent, likewise.
+      engine_option: A further option of the engine as NAME=VALUE, the value in JSON: 'levels=["map01"]'.
+      agent_option: An option of the agent, likewise.
       filters: What is dropped.
     """
     from mgjax.data.play.agents import make_agent
@@ -50,14 +50,14 @@ def main(
     from mgjax.data.record import RecordConfig, record, schema_of
     from mgjax.data.store.schema import parse_size
 
-    options = _options(engine_option)
+    options = _options.parse(engine_option)
     if size:
         options["size"] = parse_size(size)
     if fps:
         options["fps"] = fps
     cfg = RecordConfig(f"{engine}-{agent}", frames, seed, clip_frames, codec, workers, filters, agent_option)
     build_engine = functools.partial(make_engine, engine, **options)
-    build_agent = functools.partial(make_agent, agent, **_options(agent_option))
+    build_agent = functools.partial(make_agent, agent, **_options.parse(agent_option))
     probe = build_engine()
     try:
         schema = schema_of(probe, engine, {k: v for k, v in options.items() if k not in ("size", "fps")}, mouse_scale)
@@ -112,17 +112,3 @@ def _with_progress(run, cfg):
 def _print_counts(text: str, counts) -> None:
     found = ", ".join(f"{name} {number}" for name, number in counts.items() if number)
     print(f"{text}: {found or 'none'}")
-
-
-def _options(pairs: tuple[str, ...]) -> dict[str, object]:
-    options = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals or not name:
-            raise InputError(f"the option {pair!r} should be NAME=VALUE")
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text
-        options[name] = tuple(value) if isinstance(value, list) else value
-    return options

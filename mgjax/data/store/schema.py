@@ -149,7 +149,7 @@ def loads(text: str, where: str = FILE) -> Schema:
     scale = data.get("mouse_scale", MOUSE_SCALE)
     if type(scale) not in (int, float) or not 0 < scale < np.inf:
         raise bad("mouse_scale", "a number of degrees above 0")
-    if "pitch_limits" in data and not (numbers("pitch_limits", (int, float), 2) and data["pitch_limits"][0] < 0):
+    if "pitch_limits" in data and not (numbers("pitch_limits", (int, float), 2) and data["pitch_limits"][0] <= 0):
         raise bad("pitch_limits", "[lowest, highest] in degrees, down negative")
     engine = data.get("engine", {})
     if not isinstance(engine, dict) or (engine and not isinstance(engine.get("name"), str)):

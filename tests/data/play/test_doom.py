@@ -13,6 +13,7 @@ pytest.importorskip("vizdoom")
 
 from mgjax.data import camera
 from mgjax.data.play.engines import make_engine
+from mgjax.data.play.engines import rooms as level
 from mgjax.errors import InputError
 
 IDLE = np.zeros(4)
@@ -131,7 +132,7 @@ def test_velocity_is_in_units_per_second(engine):
 
 @pytest.mark.parametrize("size", [(96, 160), (64, 64), (352, 640), (90, 300), (121, 40)])
 def test_any_size_is_rendered(size):
-    engine = opened(size=size, vary=False)
+    engine = opened(size=size, vary_start=False, vary_light=False)
     frame = engine.reset(0).frame
     engine.close()
     assert frame.shape == (*size, 3)
@@ -140,7 +141,7 @@ def test_any_size_is_rendered(size):
 
 
 def test_a_crop_is_the_middle_of_the_screen():
-    whole, part = (opened(size=size, vary=False) for size in ((120, 160), (96, 160)))
+    whole, part = (opened(size=size, vary_start=False, vary_light=False) for size in ((120, 160), (96, 160)))
     np.testing.assert_array_equal(part.reset(0).frame, whole.reset(0).frame[12:108])
     whole.close()
     part.close()
@@ -156,6 +157,57 @@ def test_levels_change_between_episodes():
         np.testing.assert_array_equal(engine.reset(seed).frame, frame)
     engine.close()
     assert len(seen) == 3
+
+
+def test_supersampling_averages_what_is_rendered_larger():
+    options = {"vary_light": False, "levels": ("rooms",)}
+    large, small = opened(size=(96, 160), **options), opened(size=(48, 80), supersample=2, **options)
+    expected = large.reset(5).frame.reshape(48, 2, 80, 2, 3).mean((1, 3))
+    assert np.abs(small.reset(5).frame - expected).max() <= 1  # rounding
+    large.close()
+    small.close()
+
+
+@pytest.fixture(scope="module")
+def rooms():
+    engine = opened(levels=("rooms",), vary_light=False, level_view=True)
+    yield engine
+    engine.close()
+
+
+def test_start_and_light_vary_apart(rooms):
+    """Where only the start varies, a place looks as it did: turned all the way round, the first picture is back."""
+    one, two = rooms.reset(1), rooms.reset(2)
+    assert np.linalg.norm(one.pose.position - two.pose.position) > 1
+    first = rooms.reset(1)
+    np.testing.assert_array_equal(first.frame, one.frame)
+    for _ in range(8):
+        last = rooms.step(IDLE, np.array([0.0, 45.0]))
+    np.testing.assert_array_equal(last.frame, first.frame)
+
+
+def test_a_level_view_stays_level(rooms):
+    rooms.reset(0)
+    for degrees in (20.0, -3.0):
+        assert camera.to_yaw_pitch(rooms.step(IDLE, np.array([degrees, 1.0])).pose.rotation)[1] == 0
+    assert rooms.pitch_limits == (0, 0)
+
+
+def test_the_rooms_are_four_with_walls_posts_and_doorways_between_them(rooms):
+    mesh = rooms.navmesh
+    side = level.SIDE + level.WALL
+
+    def walkable(x, y):
+        return bool(mesh.walkable[tuple(np.round((np.array([y, x]) - mesh.origin[::-1]) / mesh.cell).astype(int))])
+
+    half = level.SIDE // 2
+    for x in (0, side):
+        for y in (0, side):
+            assert walkable(x + half / 3, y + half / 3)
+            assert not walkable(x + half, y + half)  # its post
+    assert walkable(level.SIDE + level.WALL / 2, half)  # the doorway to the east
+    assert not walkable(level.SIDE + level.WALL / 2, half / 3)  # the wall beside it
+    assert level.wad() == level.wad()
 
 
 def test_writes_nothing_where_it_is_started(tmp_path, monkeypatch):

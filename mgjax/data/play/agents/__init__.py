@@ -18,6 +18,7 @@ AGENTS = {
     "composite": "mgjax.data.play.agents.composite:composite_agent",
     "navigate": "mgjax.data.play.agents.navigate:navigate_agent",
     "explore": "mgjax.data.play.agents.explore:explore_agent",
+    "mixture": "mgjax.data.play.agents.mixture:mixture_agent",
     "scripted": "mgjax.data.play.agents.scripted:scripted_agent",
 }
 

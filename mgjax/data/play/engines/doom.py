@@ -1,4 +1,5 @@
-"""ViZDoom as an engine: the `my_way_home` maze and the levels of Freedoom, without HUD, weapon, messages or monsters.
+"""ViZDoom as an engine: the `my_way_home` maze, the `rooms` of `rooms.py` and the levels of Freedoom, without HUD,
+weapon, messages or monsters.
 
 The game runs at 35 tics a second. A recorded frame lasts a whole number of tics: frame k shows tic floor(35 k / fps),
 so any rate up to 35 frames a second is met exactly on average. Mouse deltas reach the game in its own angle unit of
@@ -22,6 +23,7 @@ import vizdoom
 
 from mgjax.data import camera
 from mgjax.data.play import navmesh
+from mgjax.data.play.engines import rooms
 from mgjax.data.play.motion import Motion
 from mgjax.data.types import Observation, Pose
 from mgjax.errors import InputError
@@ -29,6 +31,7 @@ from mgjax.errors import InputError
 TICS_PER_SECOND = 35
 SETTLE_TICS = 10  # a player that has just spawned does not obey the mouse for seven tics
 MAZE = "my_way_home"
+_PITCH_LIMITS = (-56.0, 32.0)  # degrees
 
 # Decorations that a player cannot walk through, by the width of their boxes.
 _SOLID = {
@@ -67,12 +70,12 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-def _screen(size: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
+def _screen(size: Sequence[int], supersample: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """The screen to render and the part of it to keep, both (height, width), for frames of `size`.
 
-    The part has the aspect of `size`, is at least as large and as near to it as there is.
+    The part has the aspect of `size`, is at least `supersample` times as large and as near to that as there is.
     """
-    height, width = size
+    height, width = (supersample * side for side in size)
 
     def part(screen: tuple[int, int]) -> tuple[int, int]:
         scale = min(screen[0] / height, screen[1] / width)
@@ -80,7 +83,8 @@ def _screen(size: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
 
     fitting = [screen for screen in _SCREENS if screen[0] >= height and screen[1] >= width]
     if height < 1 or width < 1 or not fitting:
-        raise InputError(f"size {height}x{width} is not between 1x1 and 1200x1600 pixels (height x width)")
+        times = f" times the supersample of {supersample}" if supersample > 1 else ""
+        raise InputError(f"size {size[0]}x{size[1]}{times} is not between 1x1 and 1200x1600 pixels (height x width)")
     screen = min(fitting, key=lambda screen: (part(screen)[0] - height, screen[0] * screen[1]))
     return screen, part(screen)
 
@@ -91,13 +95,15 @@ class DoomEngine:
     Args:
       size: height, width of a frame in pixels; the screen is cropped to its aspect and reduced by area if need be.
       fps: recorded frames per second, at most 35.
-      levels: what `reset` chooses from: "my_way_home" and "map01" to "map32" of Freedoom phase 2.
+      levels: what `reset` chooses from: "my_way_home", "rooms" and "map01" to "map32" of Freedoom phase 2.
       fov: horizontal field of view in degrees of a 4:3 screen; wider screens see more.
-      vary: draws the light's reach and colour, the sky, the start and the heading anew at every reset.
+      vary_start: draws start and heading anew at every reset.
+      vary_light: draws the light's reach and colour and the sky anew at every reset.
+      level_view: the view stays level, whatever the mouse's pitch.
+      supersample: how many times higher and wider than a frame the picture is that is averaged down to it.
     """
 
     keyboard = ("forward", "back", "left", "right")
-    pitch_limits = (-56.0, 32.0)  # degrees
     motion = Motion(keyboard, thrust=(0.78125, 0.78125, 0.75, 0.75), friction=0.90625, tics_per_second=TICS_PER_SECOND)
 
     def __init__(
@@ -106,22 +112,28 @@ class DoomEngine:
         fps: float = 17.5,
         levels: Sequence[str] = (MAZE,),
         fov: float = 90.0,
-        vary: bool = True,
+        vary_start: bool = True,
+        vary_light: bool = True,
+        level_view: bool = False,
+        supersample: int = 1,
     ):
         if not 0 < fps <= TICS_PER_SECOND:
             raise InputError(f"fps {fps} is not above 0 and at most {TICS_PER_SECOND}, the tics of Doom")
         levels = (levels,) if isinstance(levels, str) else tuple(levels)
-        known = (MAZE, *(f"map{i:02d}" for i in range(1, 33)))
+        known = (MAZE, rooms.NAME, *(f"map{i:02d}" for i in range(1, 33)))
         unknown = [level for level in levels if level not in known]
         if unknown or not levels:
-            raise InputError(f"levels {list(levels)} are not all among my_way_home and map01 to map32, or none")
+            raise InputError(f"levels {list(levels)} are not all among my_way_home, rooms and map01 to map32, or none")
+        if supersample < 1:
+            raise InputError(f"supersample {supersample} is not at least 1")
         self.size = tuple(map(int, size))
         self.fps = float(fps)
         self.levels = levels
         self.fov = float(fov)
-        self.vary = vary
+        self.vary_start, self.vary_light, self.level_view = bool(vary_start), bool(vary_light), bool(level_view)
+        self.pitch_limits = (0.0, 0.0) if level_view else _PITCH_LIMITS
         self.level = levels[0]
-        self._screen, self._part = _screen(self.size)
+        self._screen, self._part = _screen(self.size, supersample)
         self._folder = tempfile.TemporaryDirectory(prefix="mgjax-doom-")
         self._running = contextlib.ExitStack()
         self._game: vizdoom.DoomGame | None = None
@@ -137,16 +149,19 @@ class DoomEngine:
         self._left_over = np.zeros(2)
         commands = ["god", f"fov {self.fov}"]
         heading = rng.integers(-32768, 32768)
-        if self.vary:
+        if self.vary_start:
             x, y = navmesh.random_point(self.navmesh, rng)
+        if self.vary_light:
             tint = "".join(f"{part:02x}" for part in rng.integers(200, 256, 3))
             commands += [f"r_visibility {8.0 * 3.0 ** rng.random():.3f}", f"testcolor {tint}"]
-            commands += [f"sky1 SKY{rng.integers(1, 4)}", f"warp {x:.3f} {y:.3f}"]
+            commands += [f"sky1 SKY{rng.integers(1, 4)}"]
+        if self.vary_start:
+            commands += [f"warp {x:.3f} {y:.3f}"]
         for command in commands:
             self._game.send_game_command(command)
         for _ in range(SETTLE_TICS):
             self._advance([0.0] * 6)
-        if self.vary:
+        if self.vary_start:
             self._advance([0.0] * 5 + [(heading + 0.5) * camera.MOUSE_STEP])
         return self._observe()
 
@@ -158,7 +173,8 @@ class DoomEngine:
         self._frame += 1
         tics = int(self._frame * TICS_PER_SECOND / self.fps + 1e-9) - self._tic
         self._tic += tics
-        wanted = self._left_over + np.asarray(mouse, np.float64) / camera.MOUSE_STEP
+        mouse = np.asarray(mouse, np.float64) * (not self.level_view, True)
+        wanted = self._left_over + mouse / camera.MOUSE_STEP
         units = np.round(wanted)
         self._left_over = wanted - units
         keys = [float(pressed > 0) for pressed in keyboard]
@@ -210,7 +226,7 @@ class DoomEngine:
 
     def _open(self, level: str) -> None:
         """Makes the game run with that level loaded at the next episode."""
-        if self._game is not None and (level == MAZE) == (self.level == MAZE):
+        if self._game is not None and _file_of(level) == _file_of(self.level):
             if level != self.level:
                 self._game.set_doom_map(level)
                 self.level = level
@@ -241,6 +257,11 @@ def level_mesh(level: str) -> navmesh.NavMesh:
     return navmesh.build(navmesh.Geometry(sectors, np.array(solid).reshape(-1, 3)))
 
 
+def _file_of(level: str) -> str:
+    """The file, beside the game's own, that a level is in."""
+    return f"{level}.wad" if level in (MAZE, rooms.NAME) else ""
+
+
 def start_game(folder: Path, level: str, screen: tuple[int, int], survey: bool = False) -> vizdoom.DoomGame:
     """A running game that writes only into `folder`; with `survey`, its states also hold sectors and objects (slow)."""
     package = Path(vizdoom.__file__).parent
@@ -251,8 +272,12 @@ def start_game(folder: Path, level: str, screen: tuple[int, int], survey: bool =
     game = vizdoom.DoomGame()
     game.set_vizdoom_path(str(launcher))
     game.set_doom_game_path(str(package / "freedoom2.wad"))
-    game.set_doom_scenario_path(str(package / "scenarios" / f"{MAZE}.wad") if level == MAZE else "")
-    game.set_doom_map("map01" if level == MAZE else level)
+    scenario = package / "scenarios" / _file_of(level)
+    if level == rooms.NAME:
+        scenario = folder / _file_of(level)
+        scenario.write_bytes(rooms.wad())
+    game.set_doom_scenario_path(str(scenario) if _file_of(level) else "")
+    game.set_doom_map("map01" if _file_of(level) else level)
     game.set_doom_config_path(str(folder / "engine.ini"))
     game.set_screen_resolution(getattr(vizdoom.ScreenResolution, f"RES_{screen[1]}X{screen[0]}"))
     game.set_screen_format(vizdoom.ScreenFormat.RGB24)
