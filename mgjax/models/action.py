@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from mgjax.config import ActionConfig
 from mgjax.models.cache import KV
 from mgjax.models.context import Context, Sight, held, with_past
-from mgjax.models.layers import JoinDense, Norm
+from mgjax.models.layers import Dense, JoinDense, Norm, gelu
 from mgjax.ops.attention import by_frames
 from mgjax.ops.norms import layer_norm, rms_norm
 from mgjax.ops.rope import rotate
@@ -79,7 +79,7 @@ class _Released(nn.Module):
             self.param(name, nn.initializers.ones, (self.cfg.head_dim,))
 
     def dense(self, features: int, name: str, use_bias: bool = True):
-        return nn.Dense(features, use_bias=use_bias, dtype=self.dtype, name=name)
+        return Dense(features, use_bias=use_bias, dtype=self.dtype, name=name)
 
     def heads(self, x, *, normed=True):
         x = x.reshape(*x.shape[:-1], -1, self.cfg.head_dim)
@@ -93,7 +93,7 @@ class MouseAttention(_Released):
         self.declare_unused()
         # Linear(concat(x, rows)) with the rows' part computed once a frame instead of once a token.
         joined = JoinDense(cfg.dim, self.dtype, name="mlp_in")(x, context.mouse[:, :, None])
-        h = self.dense(cfg.dim, "mlp_out")(jax.nn.gelu(joined, approximate=True))
+        h = self.dense(cfg.dim, "mlp_out")(gelu(joined))
         h = layer_norm(h, _MLP_EPS, *Norm(cfg.dim, bias=True, name="norm")())
         qkv = self.dense(3 * cfg.dim, "qkv", use_bias=False)(h)
         q, k, v = jnp.split(qkv, 3, -1)

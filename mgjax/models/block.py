@@ -10,7 +10,6 @@ LN is a LayerNorm without weights; (shift1, scale1, gate1, shift2, scale2, gate2
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -18,10 +17,11 @@ from mgjax.config import AttentionKind, DiTConfig
 from mgjax.models.action import ActionInjection
 from mgjax.models.cache import KV, BlockKV
 from mgjax.models.context import Context, Sight, held, with_past
-from mgjax.models.layers import Norm
+from mgjax.models.layers import Dense, Norm, gelu
 from mgjax.ops import layout
 from mgjax.ops.attention import attention, by_frames
 from mgjax.ops.norms import layer_norm, rms_norm
+from mgjax.ops.products import spread
 from mgjax.ops.rope import Turn, rotate
 
 
@@ -33,7 +33,7 @@ class Attention(nn.Module):
     kind: AttentionKind
 
     def setup(self):
-        self.q, self.k, self.v, self.o = (nn.Dense(self.cfg.dim, dtype=self.dtype) for _ in range(4))
+        self.q, self.k, self.v, self.o = (Dense(self.cfg.dim, dtype=self.dtype) for _ in range(4))
         self.q_norm, self.k_norm = Norm(self.cfg.dim), Norm(self.cfg.dim)
 
     def _heads(self, x):
@@ -72,8 +72,8 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = jax.nn.gelu(nn.Dense(self.cfg.ffn_dim, dtype=self.dtype, name="in")(x), approximate=True)
-        return nn.Dense(self.cfg.dim, dtype=self.dtype, name="out")(x)
+        x = gelu(Dense(self.cfg.ffn_dim, dtype=self.dtype, name="in")(x))
+        return Dense(self.cfg.dim, dtype=self.dtype, name="out")(x)
 
 
 class Block(nn.Module):
@@ -114,10 +114,11 @@ class Block(nn.Module):
         x = layout.tokens(x)
 
         def modulated(x, shift, scale):
-            return (layer_norm(x.astype(jnp.float32), cfg.eps) * (1 + scale) + shift).astype(self.dtype)
+            h = layer_norm(x.astype(jnp.float32), cfg.eps)
+            return (h * (1 + spread(scale, h.shape)) + spread(shift, h.shape)).astype(self.dtype)
 
         def gated(x, y, gate):
-            return (x.astype(jnp.float32) + y.astype(jnp.float32) * gate).astype(self.dtype)
+            return (x.astype(jnp.float32) + y.astype(jnp.float32) * spread(gate, y.shape)).astype(self.dtype)
 
         h = modulated(x, shift1, scale1)
         own = self.self_attention.key_value(h, context.turn)

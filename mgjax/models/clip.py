@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from mgjax.config import CLIPConfig
-from mgjax.models.layers import create
+from mgjax.models.layers import Dense, create
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -53,14 +53,14 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "b i d"]) -> Float[Array, "b i d"]:
         d, dtype = self.cfg.dim, x.dtype
         y = nn.LayerNorm(epsilon=EPS, dtype=jnp.float32, name="norm_1")(x).astype(dtype)
-        qkv = nn.Dense(3 * d, dtype=dtype, name="qkv")(y)
+        qkv = Dense(3 * d, dtype=dtype, name="qkv")(y)
         q, k, v = rearrange(qkv, "b i (part k e) -> part b k i e", part=3, k=self.cfg.num_heads)
         scores = jnp.einsum("bkqe,bkse->bkqs", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
         y = jnp.einsum("bkqs,bkse->bkqe", nn.softmax(scores).astype(dtype), v)
-        x = x + nn.Dense(d, dtype=dtype, name="out")(rearrange(y, "b k i e -> b i (k e)"))
+        x = x + Dense(d, dtype=dtype, name="out")(rearrange(y, "b k i e -> b i (k e)"))
         y = nn.LayerNorm(epsilon=EPS, dtype=jnp.float32, name="norm_2")(x).astype(dtype)
-        y = nn.gelu(nn.Dense(self.cfg.mlp_ratio * d, dtype=dtype, name="mlp_in")(y), approximate=False)
-        return x + nn.Dense(d, dtype=dtype, name="mlp_out")(y)
+        y = nn.gelu(Dense(self.cfg.mlp_ratio * d, dtype=dtype, name="mlp_in")(y), approximate=False)
+        return x + Dense(d, dtype=dtype, name="mlp_out")(y)
 
 
 class Tower(nn.Module):
@@ -68,7 +68,7 @@ class Tower(nn.Module):
 
     def setup(self):
         cfg = self.cfg
-        self.patch = nn.Dense(cfg.dim, use_bias=False, dtype=jnp.float32)
+        self.patch = Dense(cfg.dim, use_bias=False, dtype=jnp.float32)
         self.class_token = self.param("class_token", nn.initializers.normal(cfg.dim**-0.5), (cfg.dim,))
         self.position = self.param("position", nn.initializers.normal(cfg.dim**-0.5), (cfg.num_tokens, cfg.dim))
         self.pre_norm = nn.LayerNorm(epsilon=EPS, dtype=jnp.float32)

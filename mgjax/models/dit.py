@@ -23,7 +23,7 @@ from mgjax.config import AttentionKind, DiTConfig
 from mgjax.models.block import Block
 from mgjax.models.cache import KV, BlockKV, empty, filled, slots, write
 from mgjax.models.context import Context, Sight
-from mgjax.models.layers import Norm, create
+from mgjax.models.layers import Dense, Norm, create
 from mgjax.ops.norms import layer_norm
 from mgjax.ops.rope import frequencies, grid_turn, turn
 from mgjax.types import Actions
@@ -46,10 +46,10 @@ class TimeEmbedding(nn.Module):
         freqs = jnp.asarray(10000.0 ** (-np.arange(half) / half), jnp.float32)
         angles = timestep.astype(jnp.float32)[..., None] * freqs
         h = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
-        h = jax.nn.silu(nn.Dense(self.cfg.dim, dtype=jnp.float32, name="in")(h))
-        e = nn.Dense(self.cfg.dim, dtype=jnp.float32, name="out")(h)
+        h = jax.nn.silu(Dense(self.cfg.dim, dtype=jnp.float32, name="in")(h))
+        e = Dense(self.cfg.dim, dtype=jnp.float32, name="out")(h)
         e = e if shift is None else e + shift
-        e0 = nn.Dense(6 * self.cfg.dim, dtype=jnp.float32, name="modulation")(jax.nn.silu(e))
+        e0 = Dense(6 * self.cfg.dim, dtype=jnp.float32, name="modulation")(jax.nn.silu(e))
         return e, e0.reshape(*e.shape[:-1], 6, self.cfg.dim)
 
 
@@ -61,8 +61,8 @@ class ActionShift(nn.Module):
     @nn.compact
     def __call__(self, keyboard, mouse):
         rows = jnp.concatenate([keyboard, mouse], -1).astype(jnp.float32)
-        h = jax.nn.silu(nn.Dense(self.cfg.dim, dtype=jnp.float32, name="in")(rows))
-        return nn.Dense(self.cfg.dim, dtype=jnp.float32, name="out")(h)
+        h = jax.nn.silu(Dense(self.cfg.dim, dtype=jnp.float32, name="in")(rows))
+        return Dense(self.cfg.dim, dtype=jnp.float32, name="out")(h)
 
 
 class ImageTokens(nn.Module):
@@ -75,8 +75,8 @@ class ImageTokens(nn.Module):
     def __call__(self, features):
         cfg = self.cfg
         h = layer_norm(features.astype(self.dtype), _IMAGE_EPS, *Norm(cfg.image_dim, bias=True, name="norm_in")())
-        h = jax.nn.gelu(nn.Dense(cfg.image_dim, dtype=self.dtype, name="in")(h), approximate=False)
-        h = nn.Dense(cfg.dim, dtype=self.dtype, name="out")(h)
+        h = jax.nn.gelu(Dense(cfg.image_dim, dtype=self.dtype, name="in")(h), approximate=False)
+        h = Dense(cfg.dim, dtype=self.dtype, name="out")(h)
         return layer_norm(h, _IMAGE_EPS, *Norm(cfg.dim, bias=True, name="norm_out")())
 
 
@@ -91,7 +91,7 @@ class Head(nn.Module):
         modulation = self.param("modulation", nn.initializers.normal(cfg.dim**-0.5), (2, cfg.dim))
         shift, scale = jnp.moveaxis(modulation.astype(jnp.float32) + e[..., None, :], -2, 0)
         h = layer_norm(x.astype(jnp.float32), cfg.eps) * (1 + scale[:, :, None]) + shift[:, :, None]
-        return nn.Dense(cfg.patch**2 * cfg.latent_channels, dtype=jnp.float32, name="out")(h)
+        return Dense(cfg.patch**2 * cfg.latent_channels, dtype=jnp.float32, name="out")(h)
 
 
 def init(key: PRNGKeyArray, cfg: DiTConfig, dtype=jnp.float32) -> dict:
@@ -118,7 +118,7 @@ def shapes(cfg: DiTConfig) -> dict:
     extra = {"actions": of(ActionShift(cfg), context.keyboard, context.mouse)} if cfg.action.additive else {}
     return {
         **extra,
-        "patch": of(nn.Dense(cfg.dim), jnp.zeros((1, cfg.patch**2 * cfg.in_channels))),
+        "patch": of(Dense(cfg.dim), jnp.zeros((1, cfg.patch**2 * cfg.in_channels))),
         "time": of(TimeEmbedding(cfg), jnp.zeros(1)),
         "image": of(ImageTokens(cfg, f32), jnp.zeros((1, 1, cfg.image_dim))),
         "head": of(Head(cfg), x, e),
@@ -210,7 +210,7 @@ def prepare(cfg: DiTConfig, position: Int[Array, "b t"], rows: Actions, stride: 
 def _embed(params, cfg, x, condition, dtype):
     x = jnp.concatenate([x.astype(dtype), condition.astype(dtype)], -1)
     x = rearrange(x, "b t (h p) (w q) c -> b t (h w) (p q c)", p=cfg.patch, q=cfg.patch)
-    return nn.Dense(cfg.dim, dtype=dtype).apply({"params": params["patch"]}, x)
+    return Dense(cfg.dim, dtype=dtype).apply({"params": params["patch"]}, x)
 
 
 def _embed_time(params, cfg, timestep, context: Context):

@@ -1,15 +1,15 @@
-"""What several models share: small parameter holders, how parameters are created, a loop over frames."""
+"""What several models share: small parameter holders, how parameters are created."""
 
 import math
 import re
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from mgjax.ops.products import linear
 
 
 class Norm(nn.Module):
@@ -24,6 +24,25 @@ class Norm(nn.Module):
         return (scale, self.param("bias", nn.initializers.zeros, (self.dim,))) if self.bias else (scale,)
 
 
+class Dense(nn.Module):
+    """x @ kernel + bias in `dtype`, by `mgjax.ops.products.linear`."""
+
+    features: int
+    use_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", nn.linear.default_kernel_init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        return linear(*(part if part is None else part.astype(self.dtype) for part in (x, kernel, bias)))
+
+
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """By tanh, in float32: rounded to bfloat16 after each of its operations it takes a CPU four times as long."""
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
+
+
 class JoinDense(nn.Module):
     """Linear(concat(x, y)), where y has length-one axes beside x: its part is computed once and broadcast."""
 
@@ -35,7 +54,7 @@ class JoinDense(nn.Module):
         shape = (x.shape[-1] + y.shape[-1], self.features)
         kernel = self.param("kernel", nn.linear.default_kernel_init, shape).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        return x @ kernel[: x.shape[-1]] + (y.astype(self.dtype) @ kernel[x.shape[-1] :] + bias)
+        return linear(x, kernel[: x.shape[-1]]) + linear(y.astype(self.dtype), kernel[x.shape[-1] :], bias)
 
 
 def create(shapes: dict, key: PRNGKeyArray, dtype=jnp.float32, zero: str = "(?!)") -> dict:
@@ -94,14 +113,3 @@ def _draw(key):
 @partial(jax.jit, static_argnums=(3, 4))
 def _cut(row, offset, scale, shape, dtype):
     return (scale * jax.lax.dynamic_slice_in_dim(row, offset, math.prod(shape))).astype(dtype).reshape(shape)
-
-
-def fold(step: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
-    """`jax.lax.scan(step, carry, xs)`, without a loop where there is one item.
-
-    XLA's CPU backend brings the gradients of convolutions into the form of its fast kernels outside of loops only.
-    """
-    if jax.tree.leaves(xs)[0].shape[0] != 1:
-        return jax.lax.scan(step, carry, xs)
-    carry, y = step(carry, jax.tree.map(lambda x: x[0], xs))
-    return carry, jax.tree.map(lambda y: y[None], y)

@@ -13,7 +13,8 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from mgjax.config import TAEHVConfig
-from mgjax.models.layers import create, fold
+from mgjax.models.layers import Dense, create
+from mgjax.ops.loops import fold
 from mgjax.ops.straight import clip
 
 TEMPORAL_STRIDE = 4
@@ -29,7 +30,7 @@ def _conv(features: int, x: Array, name: str, stride: int = 1, bias: bool = True
 
 
 def _dense(features: int, x: Array, name: str) -> Array:
-    return nn.Dense(features, use_bias=False, dtype=x.dtype, name=name)(x)
+    return Dense(features, use_bias=False, dtype=x.dtype, name=name)(x)
 
 
 class MemoryBlock(nn.Module):

@@ -23,7 +23,8 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from mgjax.config import VAEConfig
-from mgjax.models.layers import create, fold
+from mgjax.models.layers import Dense, create
+from mgjax.ops.loops import fold
 
 ConvImpl = Literal["cat2d", "conv3d"]
 Cache = dict  # input frames [b n h w c] that a causal convolution reads again, under the name of its module
@@ -123,7 +124,7 @@ class RMSNorm(nn.Module):
 
 
 def _dense(features: int, x: Array, name: str) -> Array:
-    return nn.Dense(features, dtype=x.dtype, name=name)(x)
+    return Dense(features, dtype=x.dtype, name=name)(x)
 
 
 class ResBlock(nn.Module):

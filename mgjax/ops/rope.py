@@ -8,6 +8,7 @@ years at 6 a second).
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -62,8 +63,12 @@ def grid_turn(positions: Int[Array, "b t"], grid: tuple[int, int], head_dim: int
     return Turn(tokens(time.cos, np.cos), tokens(time.sin, np.sin))
 
 
+@jax.custom_vjp
 def rotate(x: Float[Array, "*shape k e"], by: Turn) -> Float[Array, "*shape k e"]:
-    """Turns the leading 2 * pairs channels of every head of x; the others stay. `by` has shape [*shape, pairs]."""
+    """Turns the leading 2 * pairs channels of every head of x; the others stay. `by` has shape [*shape, pairs].
+
+    The gradient is turned back; to `by` there is none.
+    """
     turned = 2 * by.cos.shape[-1]
     pairs = x[..., :turned].astype(jnp.float32).reshape(*x.shape[:-1], turned // 2, 2)
     cos, sin = by.cos[..., None, :], by.sin[..., None, :]
@@ -71,3 +76,6 @@ def rotate(x: Float[Array, "*shape k e"], by: Turn) -> Float[Array, "*shape k e"
     out = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], -1)
     out = out.reshape(*x.shape[:-1], turned).astype(x.dtype)
     return out if turned == x.shape[-1] else jnp.concatenate([out, x[..., turned:]], -1)
+
+
+rotate.defvjp(lambda x, by: (rotate(x, by), by), lambda by, g: (rotate(g, Turn(by.cos, -by.sin)), None))
