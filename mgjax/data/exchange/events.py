@@ -43,6 +43,8 @@ _ALIASES = {
 }  # fmt: skip
 _DOWN = {"down": True, "pressed": True, "press": True, "up": False, "released": False, "release": False}
 _THRESHOLD = 0.5  # of a stick that stands for keys
+MOST_COUNTS = 1e6  # of the mouse in one line; more is no movement, and spoils sums
+_LATENCY = 1.0  # seconds that a program may be late to say that the video has ended
 
 
 class Log(NamedTuple):
@@ -57,7 +59,7 @@ class Log(NamedTuple):
       degrees: (pitch, yaw) that the camera turns for one count of the mouse; None: the log does not say.
       keys, sticks: the maps of its header.
       ignored: types of lines that mean nothing here, counted.
-      first, last: times of all lines.
+      first, last: times between which something is pressed or moved; NaN: nothing is.
     """
 
     file: Path
@@ -97,8 +99,8 @@ def read_log(file: Path) -> Log:
             moves.append((t, row.number("dx", 0.0), row.number("dy", 0.0)))
             if "dx" not in row.values and "dy" not in row.values:
                 raise row.wrong("a line of the mouse needs dx and dy, the counts since the line before")
-            if not np.all(np.abs(moves[-1]) < 1e9):
-                raise row.wrong("dx and dy should be finite")
+            if not max(map(abs, moves[-1][1:])) < MOST_COUNTS:
+                raise row.wrong(f"dx and dy are {moves[-1][1]:g} and {moves[-1][2]:g}, and should be counts of a mouse")
         elif kind == "axis":
             axes[str(row.values.get("axis", row.values.get("name", "")))].append((t, row.known("value")))
         elif kind == "frame":
@@ -116,13 +118,13 @@ def read_log(file: Path) -> Log:
                 changes[""].append((t, False))
         else:
             ignored[kind] += 1
-            continue
-        times.append(t)
-    if not times:
+        if kind in ("key", "button", "pad", "mouse", "axis"):
+            times.append(t)
+    if not (times or frames or ends):
         raise InputError(f"{file} holds no event")
     return Log(
         file=file,
-        presses=_presses(changes, max(times)),
+        presses=_presses(changes, max(times, default=0.0)),
         moves=_sorted(moves, 3),
         axes={name: _sorted(values, 2) for name, values in axes.items()},
         frames=np.array(sorted(frames)).reshape(-1, 2),
@@ -132,8 +134,8 @@ def read_log(file: Path) -> Log:
         keys=header.get("keys"),
         sticks=header.get("axes", {}),
         ignored=ignored,
-        first=min(times),
-        last=max(times),
+        first=min(times, default=np.nan),
+        last=max(times, default=np.nan),
     )
 
 
@@ -377,7 +379,8 @@ def match_log(
             '"degrees" in its header, in [source] of the schema, or --degrees'
         )
     at, faults = _tie(log, shown, source, offset)
-    if log.last < at[0] or log.first > at[-1]:
+    held_before = any(spans.size and spans[-1, 1] > at[0] for spans in log.presses.values())
+    if (log.last < at[0] and not held_before) or log.first > at[-1]:
         raise InputError(
             f"{log.file} has events from {log.first - at[0]:.3f} to {log.last - at[0]:.3f} s after {source} begins, "
             f"which lasts {at[-1] - at[0]:.3f} s"
@@ -420,10 +423,14 @@ def _tie(log: Log, shown: Shown, source: Source, offset: float | None) -> tuple[
         raise InputError(
             f"{log.file} does not say when the video began: it needs lines of the type frame or video, or --offset"
         )
-    if log.stop is not None and shown.fps:
-        ends = np.array([0.0, times[-1] + 1.0 / shown.fps])
-        return _line(log, source, ends, np.array([log.start, log.stop]), times), ()
-    return times + log.start, ()
+    length = times[-1] + 1.0 / shown.fps
+    if log.stop is None:
+        return times + log.start, ()
+    late = log.stop - log.start - length
+    if MAX_DRIFT * length < abs(late) < _LATENCY:
+        sentence = f"{log.file} says that the video lasts {late:+.3f} s more than {source} does: only its start counts"
+        return times + log.start, (sentence,)
+    return _line(log, source, np.array([0.0, length]), np.array([log.start, log.stop]), times), ()
 
 
 def _line(log: Log, source: Source, video: np.ndarray, clock: np.ndarray, times: np.ndarray) -> np.ndarray:

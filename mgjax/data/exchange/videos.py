@@ -417,14 +417,20 @@ def _orientation(frame: av.VideoFrame) -> tuple[int, int, bool]:
     """(step across, step down, transposed) of the display matrix: a turn by quarters, mirrored or not."""
     try:
         data = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # beside it is something that this PyAV does not know, such as EXIF: then without mirrors
-        return {0: (1, 1, False), 90: (1, -1, True), -90: (-1, 1, True)}.get(frame.rotation, (-1, -1, False))
+    except ValueError:  # beside it is something that this PyAV does not know, such as EXIF
+        return _turn(frame.rotation)
     if data is None:
         return 1, 1, False
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(data))
     if abs(a) >= abs(b):  # x' = a x, y' = d y
         return (-1 if a < 0 else 1), (-1 if d < 0 else 1), False
     return (-1 if c < 0 else 1), (-1 if b < 0 else 1), True  # x' = c y, y' = b x
+
+
+def _turn(degrees: int) -> tuple[int, int, bool]:
+    """The same of an angle, counter-clockwise; it does not tell of mirrors."""
+    quarters = {0: (1, 1, False), 90: (1, -1, True), -90: (-1, 1, True)}
+    return quarters.get(degrees, (-1, -1, False))
 
 
 # --- Folders ----------------------------------------------------------------------------------------------------------
