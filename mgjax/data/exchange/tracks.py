@@ -310,6 +310,8 @@ def _jump(seconds: Float[np.ndarray, " n"], shown: Shown) -> int | None:
     step = np.min(np.diff(seconds), where=np.diff(seconds) > 0, initial=np.inf)
     if step > 1.5 * frame:
         return None if np.ptp(late) < step + frame else int(np.argmax(np.abs(late - np.median(late)))) or 1
+    if len(doubled := np.flatnonzero(np.diff(seconds) == 0)):
+        return int(doubled[0]) + 1
     for k in np.flatnonzero(np.abs(np.diff(late)) > 0.5 * frame) + 1:
         if abs(np.median(late[k : k + _NEAR]) - np.median(late[max(0, k - _NEAR) : k])) > 0.5 * frame:
             return int(k)

@@ -112,7 +112,9 @@ def _pack_h264(frames: np.ndarray) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         # Training compares pixels: no bits for what only looks sharp to the eye (tune=psnr), and none off the colours.
-        options = {"crf": "17", "preset": "veryfast", "tune": "psnr"}
+        # With B-frames x264 makes up to six different files of the same pictures in twelve runs, also in one thread;
+        # without them 1 to 8 % more bytes, and the same PSNR.
+        options = {"crf": "17", "preset": "veryfast", "tune": "psnr", "bf": "0"}
         stream = container.add_stream("libx264", rate=fractions.Fraction(25), options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv444p"

@@ -53,3 +53,12 @@ def test_windows_outside_and_other_bytes_are_refused(clip):
             codec.decode(broken)
     with pytest.raises(InputError, match="no codec 'gif'"):
         codec.encode(clip, "gif")
+
+
+def test_h264_of_the_same_pictures_is_the_same_file(clip):
+    rng = np.random.default_rng(0)
+    scene = rng.integers(0, 200, (96, 160, 3))
+    noise = rng.integers(0, 56, (32, 96, 160, 3))
+    frames = np.stack([np.roll(scene, 2 * k, axis=1) + noise[k] for k in range(32)]).astype(np.uint8)
+    files = {codec.encode(clip._replace(frames=frames), "h264") for _ in range(6)}
+    assert len(files) == 1
