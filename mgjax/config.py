@@ -60,7 +60,9 @@ class DiTConfig:
     num_action_layers: int = 15  # the first ones of the stack
     time_dim: int = 256
     image_dim: int = 1280  # width of the CLIP tokens
-    image_tokens: int = 257
+    image_tokens: int = 257  # 0 leaves the cross-attention to the picture out
+    places: bool = False  # a learned embedding of every token's place in the picture
+    prediction: Literal["velocity", "x0"] = "velocity"  # what the head puts out
     chunk: int = 3  # latent frames generated at once
     window: int | None = 6  # visible latent frames, the chunk's own included; None sees all
     sink: int = 0  # first latent frames of the stream that stay visible; part of the window
@@ -133,8 +135,37 @@ class VAEConfig:
         return 2 ** (len(self.multipliers) - 1)
 
     @property
+    def place(self) -> tuple[int, int]:
+        """Pixels, high and wide, of one place of a latent frame."""
+        return self.spatial_stride, self.spatial_stride
+
+    @property
     def temporal_stride(self) -> int:
         return 2 ** sum(self.temporal_downsample)
+
+
+@dataclass(frozen=True)
+class LinearConfig:
+    """A linear code of blocks of pixels (`mgjax.models.linear`), in place of a VAE."""
+
+    frames: int = 4
+    rows: int = 8
+    columns: int = 8
+    latent_channels: int = 48
+
+    @property
+    def block_size(self) -> int:
+        """Numbers of a block."""
+        return self.frames * self.rows * self.columns * 3
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """As `VAEConfig.place`."""
+        return self.rows, self.columns
+
+    @property
+    def temporal_stride(self) -> int:
+        return self.frames
 
 
 @dataclass(frozen=True)
@@ -203,7 +234,7 @@ class WorldConfig:
 
     name: str = "universal"
     dit: DiTConfig = field(default_factory=DiTConfig)
-    vae: VAEConfig = field(default_factory=VAEConfig)
+    vae: VAEConfig | LinearConfig = field(default_factory=VAEConfig)
     taehv: TAEHVConfig = field(default_factory=TAEHVConfig)
     clip: CLIPConfig = field(default_factory=CLIPConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
@@ -218,11 +249,16 @@ class WorldConfig:
 
     @property
     def height(self) -> int:
-        return self.dit.latent_height * self.vae.spatial_stride
+        return self.dit.latent_height * self.vae.place[0]
 
     @property
     def width(self) -> int:
-        return self.dit.latent_width * self.vae.spatial_stride
+        return self.dit.latent_width * self.vae.place[1]
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """The networks that turn pictures into what the DiT sees of them."""
+        return ("vae", "clip") if self.dit.image_tokens else ("vae",)
 
     @property
     def chunk_frames(self) -> int:
@@ -292,6 +328,42 @@ def _nano() -> WorldConfig:
     )
 
 
+def _rooms() -> WorldConfig:
+    """A Doom level of four rooms (`mgjax.data.play.engines.rooms`), which a CPU learns in hours and streams with ease.
+
+    A latent frame is 12 columns of 4 frames, predicted at once from its past and the actions.
+    """
+    channels = 256
+    return WorldConfig(
+        name="rooms",
+        dit=DiTConfig(
+            latent_height=1,
+            latent_width=12,
+            latent_channels=channels,
+            mask_channels=1,
+            patch=1,
+            dim=256,
+            num_heads=4,
+            ffn_dim=768,
+            num_layers=4,
+            num_action_layers=0,
+            time_dim=64,
+            image_dim=1,
+            image_tokens=0,
+            places=True,
+            prediction="x0",
+            chunk=1,
+            action=ActionConfig(num_heads=1, head_dim=8, embed_dim=8, additive=True),
+        ),
+        vae=LinearConfig(rows=64, columns=8, latent_channels=channels),
+        taehv=TAEHVConfig(decoder_widths=(16, 12, 8, 8), encoder_width=8, latent_channels=channels),
+        clip=CLIPConfig(image_size=56, patch=14, dim=16, num_heads=2, num_layers=2, output_dim=16),
+        sampler=SamplerConfig(steps=(1000,), shift=1.0),
+        control=ControlConfig(mouse_step=0.8),  # 4 degrees
+        fps=17,
+    )
+
+
 @dataclass(frozen=True)
 class Settings:
     """How a world is computed; a saved stream goes on only under the same settings."""
@@ -308,7 +380,7 @@ class Settings:
 
 
 PRESETS: types.MappingProxyType[str, WorldConfig] = types.MappingProxyType(
-    {cfg.name: cfg for cfg in (_universal(), _gta_drive(), _templerun(), _foundation(), _nano())}
+    {cfg.name: cfg for cfg in (_universal(), _gta_drive(), _templerun(), _foundation(), _nano(), _rooms())}
 )
 
 
@@ -333,6 +405,12 @@ def from_json(text: str, kind: type = WorldConfig):
     return _build(kind, data, kind.__name__)
 
 
+def _names(kind, value) -> bool:
+    """Whether `value` has a dataclass's fields, all of them and no others."""
+    known = {item.name for item in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else None
+    return isinstance(value, dict) and known == set(value)
+
+
 def _build(kind, value, where: str):
     """`value`, from JSON, as the annotated type `kind`."""
     if dataclasses.is_dataclass(kind):
@@ -349,7 +427,7 @@ def _build(kind, value, where: str):
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     optional = [kind for kind in arguments if dataclasses.is_dataclass(kind) or typing.get_origin(kind)]
     if origin in (typing.Union, types.UnionType) and optional and value is not None:
-        return _build(optional[0], value, where)
+        return _build(next((kind for kind in optional if _names(kind, value)), optional[0]), value, where)
     if origin is tuple:
         if not isinstance(value, list):
             raise InputError(f"{where} is not a list")

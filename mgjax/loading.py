@@ -154,7 +154,7 @@ class Weights:
     def load(self, settings: Settings, *, encoders: bool = True) -> Model:
         """The model; without `encoders` one that only resumes streams, of fewer weights."""
         world = World(self.cfg, settings)
-        names = dict.fromkeys(["dit", "vae", "clip", settings.decoder] if encoders else ["dit", settings.decoder])
+        names = dict.fromkeys(["dit", *(self.cfg.encoders if encoders else ()), settings.decoder])
         return Model(world, {name: self.read(name, settings.dtype) for name in names}, self.source)
 
 

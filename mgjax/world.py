@@ -24,7 +24,7 @@ from mgjax.diffusion import rollout
 from mgjax.diffusion.flow import add_noise
 from mgjax.diffusion.schedule import NUM_TIMESTEPS, step_sigmas
 from mgjax.errors import InputError
-from mgjax.models import clip, dit, taehv, vae
+from mgjax.models import clip, codecs, dit, taehv
 from mgjax.programs import Programs, programs
 from mgjax.types import Actions, Frames, ImageCondition, StreamState
 
@@ -72,14 +72,14 @@ class World:
     @property
     def settled(self) -> int:
         """Latent frames of a picture's condition that differ; the last stands for all later ones."""
-        return vae.settled_latents(self.cfg.vae)
+        return codecs.of(self.cfg.vae).settled_latents(self.cfg.vae)
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Random parameters of all networks in the compute dtype."""
         keys, cfg = jax.random.split(key, 4), self.cfg
         return {
             "dit": dit.init(keys[0], cfg.dit, self.dtype),
-            "vae": vae.init(keys[1], cfg.vae, self.dtype),
+            "vae": codecs.init(keys[1], cfg.vae, self.dtype),
             "taehv": taehv.init(keys[2], cfg.taehv, self.dtype),
             "clip": clip.init(keys[3], cfg.clip, self.dtype),
         }
@@ -88,8 +88,9 @@ class World:
         """What the DiT sees of pictures in [-1, 1]. Only the first `horizon` latent frames of it are exact where that
         is given: a stream that is known to be short saves the time."""
         frames = self.settled if horizon is None else min(horizon, self.settled)
-        latents = vae.encode_image_condition(params["vae"], self.cfg.vae, image, frames, dtype=self.dtype)
-        features = clip.encode(params["clip"], self.cfg.clip, image, dtype=self.dtype)
+        codec = codecs.of(self.cfg.vae)
+        latents = codec.encode_image_condition(params["vae"], self.cfg.vae, image, frames, dtype=self.dtype)
+        features = clip.features(params, self.cfg, image, dtype=self.dtype)
         return ImageCondition(latents.astype(jnp.float32), features)
 
     def begin(self, params: Params, condition: ImageCondition, keys: PRNGKeyArray) -> StreamState:
@@ -254,8 +255,8 @@ class World:
 
     @property
     def _codec(self):
-        codec = {"vae": vae, "taehv": taehv}[self.settings.decoder]
-        return codec, getattr(self.cfg, self.settings.decoder)
+        decoder = self.settings.decoder
+        return (taehv if decoder == "taehv" else codecs.of(self.cfg.vae)), getattr(self.cfg, decoder)
 
     def _draw(self, state: StreamState) -> Float[Array, "b draws t h w c"]:
         def row(key, position):

@@ -266,7 +266,7 @@ class Encode:
         compute = loading.choose(cfg, self.dtype).dtype
         how = EncodeConfig(self.frames, self.batch, compute, self.values, self.codec)
         loading.use_compilation_cache()
-        params = {name: checkpoint.load(self.weights, name) for name in ("vae", "clip")}
+        params = {name: checkpoint.load(self.weights, name) for name in cfg.encoders}
         with _encoding_bar() as bar:
             task = bar.add_task("encoding", total=None, rate=0.0)
 

@@ -17,7 +17,7 @@ from mgjax.config import Settings, WorldConfig
 from mgjax.diffusion.schedule import sigmas
 from mgjax.io.overlay import draw_controls, enlarge, enlargement
 from mgjax.io.video import VideoWriter
-from mgjax.models import dit, taehv, vae
+from mgjax.models import codecs, dit, taehv, vae
 from mgjax.models.graft import count_actions
 from mgjax.train.parts.network import bidirectional, network_of
 from mgjax.train.parts.rolling import chunk_rows
@@ -93,7 +93,7 @@ def _whole_clips(cfg, world, params, clips) -> Array:
 
     noise = jax.random.normal(jax.random.key(0), clips.latents.shape)
     x, _ = jax.lax.scan(step, noise, jnp.stack([levels[:-1], levels[1:]], 1))
-    return _pixels(vae.decode(params["vae"], world.vae, x))
+    return _pixels(codecs.of(world.vae).decode(params["vae"], world.vae, x))
 
 
 def _rollouts(cfg, world, params, clips) -> Array:

@@ -38,7 +38,7 @@ def make(
     """The training feed of a stage that takes batches of shapes `spec`, and its held-out clips (rows, batch) -> clips,
     if there are any.
 
-    `frozen` holds the "vae" and "clip" that encode clips for the DiT's stages; the autoencoder's stage has none. Played
+    `frozen` holds the encoders of clips for the DiT's stages; the autoencoder's stage has none. Played
     clips are kept in the folder `cache`, which belongs to these weights.
 
     Raises:
@@ -156,8 +156,8 @@ def _floats(leaf: np.ndarray) -> np.ndarray:
 
 
 def clip_encoder(world: WorldConfig, params: dict, dtype: str) -> Callable[[Window], ClipBatch]:
-    """Windows -> what the DiT's stages take, by the frozen "vae" and "clip" of `params`; on one device a process."""
+    """Windows -> what the DiT's stages take, by the frozen encoders in `params`; on one device a process."""
     device = jax.local_devices()[0]
-    params = jax.device_put({name: params[name] for name in ("vae", "clip")}, device)
+    params = jax.device_put({name: params[name] for name in world.encoders}, device)
     encode = jax.jit(lambda params, window: encode_clips(params, world, *window, dtype=jnp.dtype(dtype)))
     return lambda window: encode(params, jax.device_put(window, device))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from mgjax.config import WorldConfig
-from mgjax.models import clip, vae
+from mgjax.models import clip, codecs
 from mgjax.types import Actions, ClipBatch
 
 
@@ -17,17 +17,18 @@ def encode_clips(
     mouse: Float[Array, "b f m"],
     dtype=jnp.float32,
 ) -> ClipBatch:
-    """`params` holds "vae" and "clip"; f = 4 (t - 1) + 1 frames become t latent frames. Rows in the model's
+    """`params` holds the `cfg.encoders`; f = 4 (t - 1) + 1 frames become t latent frames. Rows in the model's
     convention."""
     video = frames.astype(jnp.float32) / 127.5 - 1
-    latents = vae.encode(params["vae"], cfg.vae, video, dtype=dtype)
-    settled = min(vae.settled_latents(cfg.vae), latents.shape[1])
-    condition = vae.encode_image_condition(params["vae"], cfg.vae, video[:, 0], settled, dtype=dtype)
+    codec = codecs.of(cfg.vae)
+    latents = codec.encode(params["vae"], cfg.vae, video, dtype=dtype)
+    settled = min(codec.settled_latents(cfg.vae), latents.shape[1])
+    condition = codec.encode_image_condition(params["vae"], cfg.vae, video[:, 0], settled, dtype=dtype)
     condition = jnp.pad(condition, ((0, 0), (0, latents.shape[1] - settled), *((0, 0),) * 3), mode="edge")
     return ClipBatch(
         latents=latents,
         condition=condition.astype(jnp.float32),
-        features=clip.encode(params["clip"], cfg.clip, video[:, 0], dtype=dtype).astype(jnp.float32),
+        features=clip.features(params, cfg, video[:, 0], dtype=dtype).astype(jnp.float32),
         actions=Actions(keyboard.astype(jnp.float32), mouse.astype(jnp.float32)),
     )
 

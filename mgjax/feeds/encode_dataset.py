@@ -82,8 +82,8 @@ def places(dataset: Dataset, frames: int) -> list[Place]:
 
 
 def weights_mark(params: dict, cfg: WorldConfig) -> str:
-    """A text that tells encoders ("vae" and "clip" of `params`) apart, whatever dtype they are held in."""
-    encoders = {name: params[name] for name in ("vae", "clip")}
+    """A text that tells encoders (`cfg.encoders` of `params`) apart, whatever dtype they are held in."""
+    encoders = {name: params[name] for name in cfg.encoders}
     heads = jax.tree.map(lambda leaf: leaf.ravel()[:8].astype(np.float32), encoders)
     return sha256(f"{fingerprint(heads)} {cfg.vae} {cfg.clip}".encode()).hexdigest()[:16]
 
@@ -108,7 +108,7 @@ def encode_dataset(
     """Encodes every window of the dataset `source` that `out` does not hold yet.
 
     Args:
-      params: "vae" and "clip" of the world `cfg`.
+      params: the `cfg.encoders`.
       devices: the batch is split over them; None takes all of this process.
       progress: called at the start and after every batch.
       say: given one sentence for each clip that cannot be read.
@@ -187,7 +187,7 @@ def _encoder(
     """A batch of windows -> latents, condition and features as they are stored, rows split over `devices`."""
     mesh = Mesh(np.asarray(devices), ("data",))
     whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
-    params = jax.device_put({name: params[name] for name in ("vae", "clip")}, whole)
+    params = jax.device_put({name: params[name] for name in cfg.encoders}, whole)
     program = _program(cfg, how.compute, how.values, whole, rows)
     return lambda window: program(params, jax.device_put(window, rows))
 

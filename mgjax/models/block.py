@@ -88,21 +88,22 @@ class Block(nn.Module):
         cfg = self.cfg
         self.modulation = self.param("modulation", nn.initializers.normal(cfg.dim**-0.5), (6, cfg.dim))
         self.self_attention = Attention(cfg, self.dtype, self.attention)
-        self.cross_norm = Norm(cfg.dim, bias=True)
-        self.cross_attention = Attention(cfg, self.dtype, self.attention)
+        if cfg.image_tokens:
+            self.cross_norm = Norm(cfg.dim, bias=True)
+            self.cross_attention = Attention(cfg, self.dtype, self.attention)
         if self.has_action:
             self.action = ActionInjection(cfg.action, cfg.dim, self.dtype)
         self.ffn = FeedForward(cfg, self.dtype)
 
-    def image_kv(self, tokens: Float[Array, "b i d"]) -> KV:
+    def image_kv(self, tokens: Float[Array, "b i d"] | None) -> KV | None:
         """Keys and values of the image tokens: they depend on the picture alone, so a stream computes them once."""
-        return self.cross_attention.key_value(tokens)
+        return None if tokens is None else self.cross_attention.key_value(tokens)
 
     def __call__(
         self,
         x: Float[Array, "b t s d"],
         e0: Float[Array, "b t 6 d"],
-        image: KV,
+        image: KV | None,
         context: Context,
         sight: Sight,
     ) -> tuple[Float[Array, "b t s d"], BlockKV]:
@@ -125,8 +126,9 @@ class Block(nn.Module):
         y = self.self_attention.attend(self.self_attention.query(h, context.turn), own, sight)
         x = gated(x, y, gate1)
 
-        h = layer_norm(x, cfg.eps, *self.cross_norm())
-        x = x + self.cross_attention.attend(self.cross_attention.query(h), image)
+        if image is not None:
+            h = layer_norm(x, cfg.eps, *self.cross_norm())
+            x = x + self.cross_attention.attend(self.cross_attention.query(h), image)
 
         mouse = keyboard = None
         if self.has_action:

@@ -12,7 +12,7 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from mgjax.config import CLIPConfig
+from mgjax.config import CLIPConfig, WorldConfig
 from mgjax.models.layers import Dense, create
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -104,3 +104,13 @@ def encode(
 ) -> Float[Array, "b i d"]:
     """Image tokens of an image in [-1, 1] of any size: output of the last block but one, without the final norm."""
     return Tower(cfg).apply({"params": params}, preprocess(cfg, image), dtype, method="tokens")
+
+
+def features(
+    params: dict, world: WorldConfig, image: Float[Array, "b h w 3"], *, dtype=jnp.float32
+) -> Float[Array, "b i d"]:
+    """What a world's DiT sees of an image in [-1, 1] through the "clip" of `params`: nothing, where it has no
+    cross-attention to the picture."""
+    if not world.dit.image_tokens:
+        return jnp.zeros((len(image), 0, world.dit.image_dim), dtype)
+    return encode(params["clip"], world.clip, image, dtype=dtype)

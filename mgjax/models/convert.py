@@ -24,10 +24,10 @@ import jax
 import numpy as np
 
 from mgjax import config
-from mgjax.config import PRESETS, ControlConfig, WorldConfig
+from mgjax.config import PRESETS, ControlConfig, LinearConfig, WorldConfig
 from mgjax.errors import InputError
 from mgjax.io.tensors import LazyArray, TensorFile
-from mgjax.models import clip, dit, names, taehv, vae
+from mgjax.models import clip, codecs, dit, names, taehv
 from mgjax.models.names import Tensor
 
 
@@ -40,7 +40,7 @@ class Component(NamedTuple):
 
 COMPONENTS: dict[str, Component] = {
     "dit": Component(names.dit_tensors, dit.init),
-    "vae": Component(names.vae_tensors, vae.init),
+    "vae": Component(names.vae_tensors, codecs.init),
     "taehv": Component(names.taehv_tensors, taehv.init),
     "clip": Component(names.clip_tensors, clip.init),
 }
@@ -75,6 +75,8 @@ def released_files(folder: Path, model: str | None) -> dict[str, Path]:
 
 def table(component: str, cfg: WorldConfig) -> list[Tensor]:
     """The released tensors of a component."""
+    if component == "vae" and isinstance(cfg.vae, LinearConfig):
+        raise InputError(f"the model {cfg.name} codes its pictures linearly: no released file has that form")
     return COMPONENTS[component].tensors(getattr(cfg, component))
 
 

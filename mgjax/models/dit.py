@@ -28,6 +28,7 @@ from mgjax.ops.norms import layer_norm
 from mgjax.ops.rope import frequencies, grid_turn, turn
 from mgjax.types import Actions
 
+_SMALLEST_SIGMA = 1e-3  # by which a velocity is told from a prediction of x0
 _IMAGE_EPS = 1e-5  # of the norms around the image tokens' MLP
 
 
@@ -101,7 +102,8 @@ def init(key: PRNGKeyArray, cfg: DiTConfig, dtype=jnp.float32) -> dict:
 
 def shapes(cfg: DiTConfig) -> dict:
     """The parameter tree as shapes."""
-    x, tokens = jnp.zeros((1, 1, 1, cfg.dim)), jnp.zeros((1, 1, cfg.dim))
+    x = jnp.zeros((1, 1, 1, cfg.dim))
+    tokens = jnp.zeros((1, 1, cfg.dim)) if cfg.image_tokens else None
     e, e0 = jnp.zeros((1, 1, cfg.dim)), jnp.zeros((1, 1, 6, cfg.dim))
     context, f32 = _one_token(cfg), jnp.float32
 
@@ -115,15 +117,19 @@ def shapes(cfg: DiTConfig) -> dict:
         return jax.eval_shape(run, jax.random.key(0))["params"]
 
     kinds = {kind: block(kind) for kind in (True, False)}
-    extra = {"actions": of(ActionShift(cfg), context.keyboard, context.mouse)} if cfg.action.additive else {}
-    return {
-        **extra,
+    parts = {
         "patch": of(Dense(cfg.dim), jnp.zeros((1, cfg.patch**2 * cfg.in_channels))),
         "time": of(TimeEmbedding(cfg), jnp.zeros(1)),
-        "image": of(ImageTokens(cfg, f32), jnp.zeros((1, 1, cfg.image_dim))),
         "head": of(Head(cfg), x, e),
         "blocks": {str(layer): kinds[layer < cfg.num_action_layers] for layer in range(cfg.num_layers)},
     }
+    if cfg.image_tokens:
+        parts["image"] = of(ImageTokens(cfg, f32), jnp.zeros((1, 1, cfg.image_dim)))
+    if cfg.action.additive:
+        parts["actions"] = of(ActionShift(cfg), context.keyboard, context.mouse)
+    if cfg.places:
+        parts["place"] = {"embedding": jax.ShapeDtypeStruct((cfg.frame_tokens, cfg.dim), f32)}
+    return parts
 
 
 def _one_token(cfg: DiTConfig) -> Context:
@@ -166,8 +172,10 @@ def _through(params: dict, cfg: DiTConfig, body: Callable, x: Any, *parts: Layer
     return x, outs
 
 
-def image_tokens(params: dict, cfg: DiTConfig, features: Float[Array, "b i f"], dtype) -> Float[Array, "b i d"]:
-    """The tokens of the picture that every block's cross-attention sees."""
+def image_tokens(params: dict, cfg: DiTConfig, features: Float[Array, "b i f"], dtype) -> Float[Array, "b i d"] | None:
+    """The tokens of the picture that every block's cross-attention sees, if it has one."""
+    if not cfg.image_tokens:
+        return None
     return ImageTokens(cfg, dtype).apply({"params": params["image"]}, features)
 
 
@@ -207,10 +215,17 @@ def prepare(cfg: DiTConfig, position: Int[Array, "b t"], rows: Actions, stride: 
     )
 
 
-def _embed(params, cfg, x, condition, dtype):
+def _sigma(timestep: Float[Array, "#b #t"]) -> Float[Array, "#b #t 1 1 1"]:
+    return timestep[..., None, None, None] / 1000
+
+
+def _embed(params, cfg, x, timestep, condition, dtype):
+    if cfg.prediction == "x0":  # pure noise tells nothing, so the network does not see it
+        x = x * (1 - _sigma(timestep))
     x = jnp.concatenate([x.astype(dtype), condition.astype(dtype)], -1)
     x = rearrange(x, "b t (h p) (w q) c -> b t (h w) (p q c)", p=cfg.patch, q=cfg.patch)
-    return Dense(cfg.dim, dtype=dtype).apply({"params": params["patch"]}, x)
+    x = Dense(cfg.dim, dtype=dtype).apply({"params": params["patch"]}, x)
+    return x + params["place"]["embedding"].astype(dtype) if cfg.places else x
 
 
 def _embed_time(params, cfg, timestep, context: Context):
@@ -220,10 +235,14 @@ def _embed_time(params, cfg, timestep, context: Context):
     return TimeEmbedding(cfg).apply({"params": params["time"]}, timestep, shift)
 
 
-def _finish(params, cfg, x, e):
+def _finish(params, cfg, x, e, noisy, timestep):
+    """Velocity, from the head's tokens `x` and what the network was given, `noisy`."""
     x = Head(cfg).apply({"params": params["head"]}, x, e)
     h, w = cfg.grid
-    return rearrange(x, "b t (h w) (p q c) -> b t (h p) (w q) c", h=h, w=w, p=cfg.patch, q=cfg.patch)
+    x = rearrange(x, "b t (h w) (p q c) -> b t (h p) (w q) c", h=h, w=w, p=cfg.patch, q=cfg.patch)
+    if cfg.prediction == "velocity":
+        return x
+    return (noisy - x) / jnp.maximum(_sigma(timestep), _SMALLEST_SIGMA)
 
 
 class Chunk(NamedTuple):
@@ -239,7 +258,7 @@ class Chunk(NamedTuple):
 def _run(params, cfg, x, timestep, chunk: Chunk, dtype, attention):
     """One chunk of a stream through the blocks: (tokens, time embedding, own keys and values a layer)."""
     e, e0 = _embed_time(params, cfg, timestep, chunk.context)
-    x = _embed(params, cfg, x, chunk.condition, dtype)
+    x = _embed(params, cfg, x, timestep, chunk.condition, dtype)
 
     def body(has_action, variables, x, image: KV, past: BlockKV):
         sight = Sight(past=past, filled=filled(cfg, chunk.position))
@@ -259,8 +278,8 @@ def denoise(
     attention: AttentionKind = "xla",
 ) -> Float[Array, "b t h w c"]:
     """Velocity (noise - x0) of a noisy chunk, float32. The cache is only read."""
-    x, e, _ = _run(params, cfg, x, timestep, chunk, dtype, attention)
-    return _finish(params, cfg, x, e)
+    tokens, e, _ = _run(params, cfg, x, timestep, chunk, dtype, attention)
+    return _finish(params, cfg, tokens, e, x, timestep)
 
 
 def commit(
@@ -286,7 +305,7 @@ def activations(params: dict, cfg: DiTConfig, x: Array, timestep: Array, chunk: 
     Keys: "patch", "time", "blocks/N" and "blocks/N/PART" with PART self_attention, cross_attention or action.
     """
     _, e0 = _embed_time(params, cfg, timestep, chunk.context)
-    x = _embed(params, cfg, x, chunk.condition, dtype)
+    x = _embed(params, cfg, x, timestep, chunk.condition, dtype)
     seen = {"patch": x, "time": e0}
     for layer in range(cfg.num_layers):
         sight = Sight(past=chunk.cache[layer], filled=filled(cfg, chunk.position))
@@ -348,5 +367,5 @@ def forward(
         x, _ = block.apply(variables, x, e0, image, context, sight)
         return x, None
 
-    x, _ = _through(params, cfg, body, _embed(params, cfg, x, condition, dtype))
-    return _finish(params, cfg, x, e)
+    tokens, _ = _through(params, cfg, body, _embed(params, cfg, x, timestep, condition, dtype))
+    return _finish(params, cfg, tokens, e, x, timestep)

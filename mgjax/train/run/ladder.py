@@ -23,7 +23,7 @@ from mgjax.errors import InputError
 from mgjax.eval.samples import sampler
 from mgjax.eval.verdict import measure_control
 from mgjax.feeds import batches
-from mgjax.models import clip, dit, taehv, vae
+from mgjax.models import clip, codecs, dit, taehv
 from mgjax.models.graft import count_actions
 from mgjax.train.run import loop
 from mgjax.train.run.report import write_summary
@@ -33,7 +33,7 @@ from mgjax.train_config import TrainConfig, fingerprint
 
 AUTOENCODERS = ("vae", "taehv")
 _MEASURED = 64  # clips whose latents give the statistics of a new autoencoder
-_INIT = {"dit": dit.init, "vae": vae.init, "taehv": taehv.init, "clip": clip.init}
+_INIT = {"dit": dit.init, "vae": codecs.init, "taehv": taehv.init, "clip": clip.init}
 
 
 def train_stage(cfg: TrainConfig, name: str, out: Path, *, resume: bool) -> bool:
@@ -55,7 +55,7 @@ def train_stage(cfg: TrainConfig, name: str, out: Path, *, resume: bool) -> bool
         stage = make_stage(name, cfg)
     except ValueError as error:
         raise InputError(f"stage {name}: {error}") from None
-    given = {} if name == "vae" else frozen(cfg, parents, ("vae", "clip"))
+    given = {} if name == "vae" else frozen(cfg, parents, cfg.world.encoders)
     cache = out / "clips" / ("pixels" if name in AUTOENCODERS else _mark(parents["vae"]))
     make_feed, held_out = batches.make(cfg, stage.batch_spec(1), stage_cfg.dtype, given, cache)
     shapes = {key: _shapes(path, _component(key)) for key, path in parents.items() if key in _needs(name)}
@@ -180,7 +180,8 @@ def write_weights(cfg: TrainConfig, name: str, exported: dict, parents: dict[str
         world = dataclasses.replace(world, dit=dataclasses.replace(world.dit, num_action_layers=layers, **window))
     gathered = jax.tree.map(_whole, exported)
     if jax.process_index() == 0:
-        rest = tuple(key for key in ("vae", "clip", "taehv") if key not in exported)
+        fast = ("taehv",) if isinstance(world.vae, VAEConfig) else ()
+        rest = tuple(key for key in (*world.encoders, *fast) if key not in exported)
         checkpoint.save(folder, world, {**frozen(cfg, parents, rest), **gathered}, overwrite=True)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils

@@ -1,5 +1,5 @@
-"""What small worlds train with: a past in noise whose level is told, actions that shift the time embedding, windows
-that begin in mid-stream. Each is off in the released worlds."""
+"""What small worlds train with: a past in noise whose level is told, actions that shift the time embedding, places, a
+network that puts out pictures, windows that begin in mid-stream. Each is off in the released worlds."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ import tiny
 
 from mgjax.config import ActionConfig, Settings, preset, shift_of
 from mgjax.models import dit
-from mgjax.train.parts.network import draw_past, forced, network_of
+from mgjax.train.parts.network import causal, draw_past, forced, network_of
 from mgjax.train.parts.rolling import begin, chunk_rows, clip_of, draw_noise, repeat_steps, replay, roll, stream_params
 from mgjax.train.stages import foundation
 from mgjax.train_config import FoundationStage
@@ -30,7 +30,7 @@ def _quick():
 @pytest.fixture(scope="module")
 def world():
     action = ActionConfig(num_heads=2, head_dim=8, embed_dim=8, rope_dim=4, additive=True)
-    world = tiny.world(action=action)
+    world = tiny.world(action=action, places=True, prediction="x0")
     return dataclasses.replace(world, sampler=dataclasses.replace(world.sampler, context=CONTEXT))
 
 
@@ -40,7 +40,9 @@ def test_the_released_worlds_have_none_of_it():
         assert not cfg.dit.action.additive
         assert cfg.sampler.context == 0
         assert cfg.sampler.draws == len(cfg.sampler.steps)
-        assert "actions" not in dit.shapes(cfg.dit)
+        assert cfg.dit.prediction == "velocity"
+        assert cfg.dit.image_tokens
+        assert not {"actions", "place"} & set(dit.shapes(cfg.dit))
 
 
 def test_the_shift_of_the_released_size_and_of_a_quarter_of_its_tokens():
@@ -105,6 +107,27 @@ def test_the_level_of_the_past_is_told(world):
         )
 
     assert np.abs(told(0.0) - told(CONTEXT))[:, 2:].max() > 1e-3
+
+
+def test_a_network_that_puts_out_pictures_sees_no_pure_noise_and_its_velocity_leads_to_them(world):
+    """At sigma 1 its picture is the same whatever the noise; at any sigma x - sigma v is what the head put out, which
+    is zero at first."""
+    net, clips = network_of(world, "float32", "xla"), tiny.clips(world, 2, 4)
+    seen = jax.jit(lambda w, x, sigma: x - sigma[..., None, None, None] * causal(net)(w, x, sigma, clips))
+    weights, levels = dit.stack(tiny.weights(world), net.dit), jnp.ones((2, 4))
+    one, other = (jax.random.normal(jax.random.key(seed), clips.latents.shape) for seed in (1, 2))
+    np.testing.assert_allclose(seen(weights, one, levels), seen(weights, other, levels), atol=ROUNDING)
+    assert np.abs(seen(weights, one, levels) - seen(weights, one, 0.5 * levels)).max() > 100 * ROUNDING
+    fresh = dit.stack(dit.init(jax.random.key(0), net.dit), net.dit)
+    np.testing.assert_allclose(seen(fresh, one, 0.5 * levels), 0, atol=ROUNDING)
+
+
+def test_places_have_a_say(world):
+    net, clips = network_of(world, "float32", "xla"), tiny.clips(world, 1, 2)
+    weights = dit.stack(tiny.weights(world), net.dit)
+    seen = jax.jit(lambda w: causal(net)(w, clips.latents, jnp.full((1, 2), 0.5), clips))
+    moved = {**weights, "place": jax.tree.map(lambda leaf: leaf[::-1], weights["place"])}
+    assert np.abs(seen(weights) - seen(moved)).max() > 100 * ROUNDING
 
 
 def test_actions_begin_without_a_say_in_the_time_embedding(world):
