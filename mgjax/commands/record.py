@@ -1,13 +1,15 @@
-"""mgjax record: action-annotated video from a game engine, played by an agent."""
+"""mgjax record: action-annotated video from a game engine, played by an agent, or from this screen, played by you."""
 
 from __future__ import annotations
 
 import functools
 import signal
+import time
 
 from mgjax.commands import _options
 from mgjax.commands._options import Options
 from mgjax.data.quality.filters import FilterConfig
+from mgjax.data.screen.capture import ScreenConfig
 
 
 def main(
@@ -26,12 +28,17 @@ def main(
     engine_option: Options = (),
     agent_option: Options = (),
     filters: FilterConfig = FilterConfig(),  # noqa: B008 (frozen)
+    screen: ScreenConfig = ScreenConfig(),  # noqa: B008 (frozen)
 ) -> int:
     """Records clips of an agent that plays an engine. The same command goes on where it was stopped.
 
+    With --engine screen it records a window of this desktop while somebody plays, as a video and a log of the input;
+    `mgjax data import --format events` makes a dataset of such recordings. Of the flags only --out, --fps and the
+    --screen ones count then.
+
     Args:
       out: Folder of the dataset; what is recorded is added to what is there.
-      engine: Name of the engine.
+      engine: doom, shapes, or screen.
       agent: Name of the agent that plays.
       frames: Frames to keep, rounded up to whole clips.
       seed: Everything random follows from it.
@@ -44,7 +51,10 @@ def main(
       engine_option: A further option of the engine as NAME=VALUE, the value in JSON: 'levels=["map01"]'.
       agent_option: An option of the agent, likewise.
       filters: What is dropped.
+      screen: What of the screen is recorded, and how its keys are to be read.
     """
+    if engine == "screen":
+        return _record_screen(out, fps or 25.0, screen)
     from mgjax.data.play.agents import make_agent
     from mgjax.data.play.engines import make_engine
     from mgjax.data.record import RecordConfig, record, schema_of
@@ -80,6 +90,36 @@ def main(
         print(f"{report.new_frames} frames in {report.seconds:.1f} s: {rate:.0f} frames/s, all included")
     else:
         print("nothing to do: the recording is complete")
+    return 0
+
+
+def _record_screen(out: str, fps: float, cfg) -> int:
+    from pathlib import Path
+
+    from rich.console import Console
+    from rich.live import Live
+
+    from mgjax.data.screen.capture import capture
+
+    name = time.strftime("capture-%Y%m%d-%H%M%S")
+    print(f"recording {cfg.window or 'the whole screen'} at {fps:g} fps into {out}/{name}.mp4")
+    print(f"{cfg.stop} ends it; {out}/{name}-first.png shows what is captured")
+    signal.signal(signal.SIGTERM, _interrupt)
+    with Live(console=Console(stderr=True), refresh_per_second=4, transient=True) as live:
+
+        def show(now) -> None:
+            held = " ".join(now.held) or "-"
+            focus = "" if now.focused else "   the window has not the focus: nothing is logged"
+            live.update(
+                f"{now.seconds:6.1f} s  {now.frames} frames  {now.left_out} left out  "
+                f"{now.events} events  held: {held}{focus}"
+            )
+
+        done = capture(Path(out), name, fps, cfg, show)
+    events = ", ".join(f"{kind} {count}" for kind, count in done.events.items() if kind != "frame") or "none"
+    print(f"{done.frames} frames in {done.seconds:.1f} s ({done.left_out} left out for want of time) in {done.video}")
+    print(f"events: {events}; in {done.log}")
+    print(f"next: mgjax data import {out} --format events --out DATASET, then mgjax data check DATASET")
     return 0
 
 
