@@ -25,7 +25,7 @@ import tensorstore as ts
 
 from mgjax.config import WorldConfig, from_json
 from mgjax.errors import InputError
-from mgjax.io.files import atomic_path
+from mgjax.io.files import atomic_path, check_writable, literal_path
 from mgjax.io.tensors import LazyArray
 
 FORMAT = 1
@@ -53,11 +53,8 @@ def save(
         InputError: the folder cannot be written, is taken, or the disk is full.
     """
     folder = Path(folder)
-    if folder.is_dir() and any(folder.iterdir()):
-        if not overwrite:
-            raise InputError(f"{folder} is there already: choose another name or pass --overwrite")
-        _read_json(folder, "config.json")
-    with atomic_path(folder, replace_folder=overwrite) as temporary:
+    check_target(folder, overwrite=overwrite)
+    with atomic_path(folder, folder=True, replace=overwrite) as temporary:
         temporary.mkdir()
         (temporary / "config.json").write_text(
             json.dumps({"format": FORMAT, "world": dataclasses.asdict(cfg)}, indent=1)
@@ -67,6 +64,15 @@ def save(
             _open_once(temporary / component, tree)
         sums = {str(path.relative_to(temporary)): _sha256(path) for path in _files(temporary)}
         (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=1))
+
+
+def check_target(folder: Path, *, overwrite: bool = False) -> None:
+    """Finds out early what would stop `save` from writing `folder`; InputError."""
+    if folder.is_dir() and any(folder.iterdir()):
+        if not overwrite:
+            raise InputError(f"{folder} is there already: choose another name or pass --overwrite")
+        _read_json(folder, "config.json")
+    check_writable(folder, folder=True, replace=overwrite)
 
 
 def read_config(folder: Path) -> WorldConfig:
@@ -116,10 +122,10 @@ def load(
         return jax.ShapeDtypeStruct(stored.shape, kind, sharding=place)
 
     try:
-        with _reader() as checkpointer:
+        with _reader() as checkpointer, literal_path(path) as literal:
             stored = _stored(checkpointer, path)
             places = jax.tree.map(lambda _: one, stored) if isinstance(one, jax.sharding.Sharding) else one
-            return checkpointer.restore(path, args=ocp.args.StandardRestore(jax.tree.map(target, stored, places)))
+            return checkpointer.restore(literal, args=ocp.args.StandardRestore(jax.tree.map(target, stored, places)))
     except InputError:
         raise
     except (OSError, ValueError, KeyError) as error:
@@ -150,16 +156,18 @@ def _reader() -> ocp.Checkpointer:
 
 def _stored(checkpointer: ocp.Checkpointer, path: Path) -> dict:
     """Shapes and types of a stored tree."""
-    metadata = checkpointer.metadata(path).item_metadata
+    with literal_path(path) as literal:
+        metadata = checkpointer.metadata(literal).item_metadata
     if metadata is None:
         raise InputError(f"cannot load {path}: its table of arrays is absent or damaged")
     return metadata.tree
 
 
 def _read_array(path: Path, name: str) -> np.ndarray:
-    base = {"driver": "file", "path": f"{path}/"}
-    spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}
-    return ts.open(spec, read=True).result().read().result()
+    with literal_path(path) as literal:
+        base = {"driver": "file", "path": f"{literal}/"}
+        spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}
+        return ts.open(spec, read=True).result().read().result()
 
 
 class _LazyHandler(ocp.type_handlers.NumpyHandler):
@@ -196,8 +204,9 @@ def _save_tree(path: Path, tree: dict, progress: Callable[[int], None]) -> None:
         (jax.Array, ocp.type_handlers.ArrayHandler()),
         (LazyArray, _LazyHandler(progress)),
     )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as checkpointer:
-        checkpointer.save(path.absolute(), jax.tree.map(_lazy, tree))
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    with ocp.Checkpointer(handler) as checkpointer, literal_path(path) as literal:
+        checkpointer.save(literal, jax.tree.map(_lazy, tree))
     for mark in path.glob("commit_success.txt"):  # Orbax asks whether it is there; what it says is this machine's path
         mark.write_text("committed\n")
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
+import signal
 import sys
+from collections.abc import Iterator
 
 COMMANDS = {
     "generate": "make a video from a picture and a script of actions",
@@ -49,10 +53,62 @@ def main(argv: list[str] | None = None) -> None:
     from mgjax.errors import InputError
 
     module = importlib.import_module(f"mgjax.commands.{argv[0]}")
+    with _any_character(), _terminable():
+        try:
+            sys.exit(tyro.cli(module.main, prog=f"mgjax {argv[0]}", args=argv[1:]))
+        except InputError as error:
+            print(f"mgjax {argv[0]}: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except (RuntimeError, AssertionError) as error:
+            if not _lacks_platform():
+                raise
+            platform, reason = os.environ["JAX_PLATFORMS"], str(error).strip().partition("\n")[0]
+            print(f"mgjax {argv[0]}: JAX has no platform {platform}: {reason or 'not installed'}", file=sys.stderr)
+            sys.exit(2)
+
+
+@contextlib.contextmanager
+def _any_character() -> Iterator[None]:
+    """What a log's code page does not have is written as a question mark, and ends no work."""
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="replace")
     try:
-        sys.exit(tyro.cli(module.main, prog=f"mgjax {argv[0]}", args=argv[1:]))
-    except InputError as error:
-        print(f"mgjax {argv[0]}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            stream.reconfigure(errors=errors)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM unwinds like an error and exits with 143, so that what is being written is finished or removed."""
+
+    def stop(number, frame):
+        sys.exit(128 + number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread, which alone hears signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _lacks_platform() -> bool:
+    """True where JAX was told to use a platform and does not find it."""
+    if not os.environ.get("JAX_PLATFORMS"):
+        return False
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError):
+        return True
+    return False

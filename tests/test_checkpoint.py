@@ -54,6 +54,27 @@ def test_what_is_saved_is_loaded(folder):
     assert checkpoint.components(folder) == ("dit", "vae")
 
 
+@pytest.mark.parametrize("name", ["w [v2]", "C:\\runs\\w", "w?*", "w\n#%|:ü"])
+def test_any_name_of_a_folder(tmp_path, name):
+    """Orbax hands paths to `glob`; a folder of any name, in a folder of any name, is saved, loaded and renamed."""
+    folder, elsewhere = tmp_path / name / name, tmp_path / "elsewhere"
+    checkpoint.save(folder, preset("nano"), {"dit": _tree()})
+    _assert_equal(checkpoint.load(folder, "dit"), _tree())
+    lazy = checkpoint.load_lazy(folder, "dit")
+    _assert_equal(jax.tree.map(lambda leaf: leaf.read(), lazy), _tree())
+    folder.rename(elsewhere)
+    _assert_equal(checkpoint.load(elsewhere, "dit"), _tree())
+
+
+def test_a_link_to_a_folder(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    for scale in (1, 2):
+        checkpoint.save(tmp_path / "link", preset("nano"), {"dit": _tree(scale)}, overwrite=scale == 2)
+        _assert_equal(checkpoint.load(tmp_path / "disk", "dit"), _tree(scale))
+    assert sorted(os.listdir(tmp_path)) == ["disk", "link"]
+
+
 def test_lazy_and_device_arrays_are_saved_alike(tmp_path):
     lazy = jax.tree.map(lambda a: LazyArray(a.shape, a.dtype, lambda: np.asarray(a)), _tree())
     told = []

@@ -99,9 +99,11 @@ def _released_files(folder: Path, model: str | None) -> dict[str, Path]:
 
 
 def _convert(files: dict[str, Path], out: Path, cfg, dtype: str | None, overwrite: bool) -> None:
+    from mgjax import checkpoint
     from mgjax.io.tensors import open_part
     from mgjax.models import convert
 
+    checkpoint.check_target(out, overwrite=overwrite)
     opened = {name: open_part(path) for name, path in files.items()}
     if "dit" in opened:
         cfg = convert.fit_columns(cfg, opened["dit"])
@@ -126,6 +128,7 @@ def _round(folder: Path, out: Path, dtype: str | None, overwrite: bool) -> None:
     from mgjax import checkpoint
     from mgjax.models import convert
 
+    checkpoint.check_target(out, overwrite=overwrite)
     names = checkpoint.components(folder)
     trees = {name: convert.rounded(checkpoint.load_lazy(folder, name), _dtype(dtype)) for name in names}
     _save(trees, dict.fromkeys(names, folder), out, checkpoint.read_config(folder), overwrite)

@@ -46,6 +46,9 @@ def load_image(path: str | Path, height: int, width: int) -> Float32[np.ndarray,
             with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
                 return from_uint8(np.asarray(_cover(_rgb(_upright(image)), height, width)))
     except FileNotFoundError:
+        if path.parts[0] in ("http:", "https:"):  # a path has lost one of the two strokes
+            address = f"{path.parts[0]}//{'/'.join(path.parts[1:])}"
+            raise InputError(f"{address} is an address: download the picture and give the file") from None
         raise InputError(f"the picture {path} does not exist") from None
     except Image.UnidentifiedImageError:
         raise InputError(f"{path} is not a picture in a format that can be read ({', '.join(_FORMATS)})") from None

@@ -65,3 +65,19 @@ def test_unknown_flags_and_values(mgjax_process, arguments):
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert arguments[1] in result.stderr
+
+
+def test_a_platform_that_is_not_there(monkeypatch, mgjax_process):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    result = mgjax_process("generate", "--image", "x.png")
+    assert result.returncode == 2
+    assert result.stderr.startswith("mgjax generate: JAX has no platform cuda: ")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_log_of_another_code_page(monkeypatch, mgjax_process, tmp_path, encoding):
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    result = mgjax_process("convert", tmp_path / "日本語", tmp_path / "to")
+    assert result.returncode == 2
+    assert result.stderr == f"mgjax convert: there is no folder {tmp_path}/???\n"

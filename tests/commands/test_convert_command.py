@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from mgjax import checkpoint, cli
-from mgjax.commands.convert import RELEASED_DIT
 from mgjax.config import preset
 from mgjax.io.tensors import LazyArray, open_tensors, write_safetensors
 from mgjax.models import convert
+from mgjax.models.convert import RELEASED_DIT
 
 
 def _run(*arguments) -> int:

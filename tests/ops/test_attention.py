@@ -59,6 +59,30 @@ def test_gradient_equals_that_of_plain_softmax(kind, queries):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
 
 
+def _serves_cudnn() -> bool:
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))
+    return capability.replace(".", "").isdigit() and float(capability) >= 8
+
+
+@pytest.mark.skipif(
+    not _serves_cudnn(), reason="cuDNN's attention needs an NVIDIA GPU of the Ampere generation or later"
+)
+@pytest.mark.parametrize("keys", [256, 257])  # the gradient of an odd number of keys is padded
+@pytest.mark.parametrize("length", [None, (200, 3)])
+def test_cudnn_is_the_reference_in_values_and_gradients(keys, length):
+    """2e-2 of the largest value: both round to bfloat16, 4e-3, several times."""
+    q, k, v = (x.astype(jnp.bfloat16) for x in _inputs(n=128, s=keys, k=2, e=64))
+    length = None if length is None else jnp.asarray(length)
+
+    def value(kind):
+        loss = lambda *x: (attention(*x, length, kind).astype(jnp.float32) ** 2).sum()  # noqa: E731
+        return attention(q, k, v, length, kind), *jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+
+    for ours, reference in zip(value("cudnn"), value("xla"), strict=True):
+        ours, reference = (np.asarray(x, np.float32) for x in (ours, reference))
+        np.testing.assert_allclose(ours, reference, atol=2e-2 * np.abs(reference).max())
+
+
 @pytest.mark.parametrize("mask", ["1000/1100/1110/1111", "1100/1100/0111/0111", "1010/0101/1010/0101"])
 def test_by_frames_equals_a_dense_mask_of_tokens(mask):
     allowed = np.array([[bit == "1" for bit in row] for row in mask.split("/")])

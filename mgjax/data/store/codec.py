@@ -19,6 +19,7 @@ import zstandard
 
 from mgjax.data.types import Clip
 from mgjax.errors import InputError
+from mgjax.io.video import REPEATABLE
 
 # Frames of a page. Measured with windows of 33 out of 97: pages of 8, 16 and 32 give 395, 338 and 264 a second, and
 # pack pixels equally well; H.264 begins every page with a costly whole picture.
@@ -112,9 +113,7 @@ def _pack_h264(frames: np.ndarray) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         # Training compares pixels: no bits for what only looks sharp to the eye (tune=psnr), and none off the colours.
-        # With B-frames x264 makes up to six different files of the same pictures in twelve runs, also in one thread;
-        # without them 1 to 8 % more bytes, and the same PSNR.
-        options = {"crf": "17", "preset": "veryfast", "tune": "psnr", "bf": "0"}
+        options = {"crf": "17", "preset": "veryfast", "tune": "psnr"} | REPEATABLE
         stream = container.add_stream("libx264", rate=fractions.Fraction(25), options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv444p"

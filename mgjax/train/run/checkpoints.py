@@ -8,6 +8,7 @@ that verifies counts for nothing.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -21,7 +22,7 @@ import jax
 import numpy as np
 
 from mgjax.errors import InputError
-from mgjax.io.files import atomic_path
+from mgjax.io.files import atomic_path, literal_path
 
 _DIGITS = 8
 _BLOCK = 1 << 22
@@ -54,13 +55,15 @@ class Checkpoints:
                 _seal_of(path).unlink(missing_ok=True)
             except OSError as error:
                 raise InputError(f"cannot write checkpoints to {self.folder}: {error.strerror}") from None
-        response = ocp.save_async(path, state, overwrite=True)
-        self._thread = threading.Thread(target=self._complete, args=(response, path, extra), daemon=True)
+        literal = contextlib.ExitStack()
+        response = ocp.save_async(literal.enter_context(literal_path(path)), state, overwrite=True)
+        self._thread = threading.Thread(target=self._complete, args=(response, path, extra, literal), daemon=True)
         self._thread.start()
 
-    def _complete(self, response, path: Path, extra: dict) -> None:
+    def _complete(self, response, path: Path, extra: dict, literal: contextlib.ExitStack) -> None:
         try:
-            response.result()
+            with literal:
+                response.result()
             if jax.process_index() == 0:
                 seal(path, extra)
                 self._prune()
@@ -96,7 +99,8 @@ class Checkpoints:
         from orbax.checkpoint import v1 as ocp
 
         try:
-            return ocp.load(self._path(step), abstract)
+            with literal_path(self._path(step)) as path:
+                return ocp.load(path, abstract)
         except (ValueError, KeyError, TypeError) as error:
             reason = str(error).strip().splitlines()[0][:300]
             raise InputError(f"checkpoint {self._path(step)} does not hold this stage's state: {reason}") from error

@@ -237,7 +237,7 @@ class _Watch:
             np.savez(temporary, **named)
         bad = ", ".join(name for name, value in values.items() if not math.isfinite(value))
         raise InputError(
-            f"{bad} was not finite at step {step}, the {self.nonfinite}th such step; its batch is in {path}"
+            f"{bad} was not finite at step {step}, and at {self.nonfinite - 1} steps before; its batch is in {path}"
         )
 
     def _report(self, step: int) -> None:

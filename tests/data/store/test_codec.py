@@ -29,6 +29,12 @@ def test_h264_keeps_rows_exactly_and_pictures_well(clip):
 
 
 @pytest.mark.parametrize("name", codec.CODECS)
+def test_the_same_clip_makes_the_same_bytes(clip, name):
+    large = clip._replace(frames=np.kron(clip.frames, np.ones((1, 6, 6, 1), np.uint8)))
+    assert len({codec.encode(large, name) for _ in range(8)}) == 1
+
+
+@pytest.mark.parametrize("name", codec.CODECS)
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (7, 9), (8, 16), (3, 40), (40, 41)])
 def test_a_window_is_the_part_of_the_whole(clip, name, start, stop):
     data = codec.encode(clip, name)

@@ -50,7 +50,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_is_counted(tmp_path):
 
 
 def test_after_a_few_the_run_stops_and_leaves_the_batch(tmp_path):
-    with pytest.raises(InputError, match=r"loss.* was not finite at step 5, the 2th such step"):
+    with pytest.raises(InputError, match=r"loss.* was not finite at step 5, and at 1 steps before"):
         run(tmp_path, 20, poison=(1, 4))
     with np.load(tmp_path / "batch_00000005_0.npz") as batch:
         assert np.isnan(batch["x"][0, 0])
