@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train the stages of a ladder, from an autoencoder to a few-step student",
     "plan": "say what the stages of a ladder need on a cluster, before there is one",
     "bench": "measure speed, memory and compilations",
+    "eval": "measure how well a world obeys, and how long it lasts, against recordings",
     "info": "list the models, their sizes and their states",
     "record": "record action-annotated video from a game engine",
     "agents": "measure what agents do in an engine, or train the learned one",

@@ -1,0 +1,95 @@
+"""mgjax eval: how well a world obeys, how near it stays to the truth, and how long it lasts, against recordings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mgjax.errors import InputError
+
+_JUDGE = "judge.npz"
+
+
+def main(
+    *,
+    data: str,
+    weights: str = "",
+    judge: str = "",
+    judge_data: tuple[str, ...] = (),
+    judge_steps: int = 1500,
+    clips: int = 32,
+    frames: int = 0,
+    out: str = "",
+    quick: bool = False,
+    seed: int = 0,
+) -> int:
+    """Streams a world from the first pictures of recordings, under their rows, and measures it beside them.
+
+    Rows are read off its video by an inverse dynamics model, the judge, and off the recordings, which is the ceiling.
+
+    Args:
+      data: Recordings that the world was not trained on, such as `mgjax record --agent hold --clip-frames 597` makes.
+      weights: The model, as `mgjax generate` takes it; empty takes the one that comes with mgjax.
+      judge: File of a judge; without one, that of the weights, or one is trained on JUDGE_DATA.
+      judge_data: Recordings that a judge is trained on, others than DATA.
+      judge_steps: Of its training.
+      clips: Clips that are streamed, at most.
+      frames: Frames of each; 0 takes all.
+      out: Folder of report.html, report.json and a judge that was trained; empty prints only.
+      quick: Eight clips of eleven seconds.
+      seed: Of a judge's training.
+    """
+    from mgjax import loading
+    from mgjax.eval import evaluation, page
+    from mgjax.eval.inverse import Judge, train
+
+    if clips < 2 or frames < 0:
+        raise InputError(f"clips ({clips}) must be at least 2 and frames ({frames}) at least 0")
+    model = loading.load(weights or loading.DEFAULT)
+    own = Path(model.source) / _JUDGE
+    if quick:
+        clips, frames = min(clips, 8), frames or 11 * model.cfg.fps
+    recordings = evaluation.read_recordings(data, model, clips, frames or None)
+    if judge or (own.is_file() and not judge_data):
+        found = Judge.load(Path(judge) if judge else own)
+    elif judge_data:
+        found = _with_progress(lambda progress: train(judge_data, model.cfg, judge_steps, seed, progress), judge_steps)
+        if out:
+            Path(out).mkdir(parents=True, exist_ok=True)
+            found.save(Path(out) / _JUDGE)
+    else:
+        raise InputError("there is no judge: name one (--judge), or recordings to train one on (--judge-data)")
+    made = evaluation.evaluate(model, recordings, found, print)
+    _print(made.figures)
+    if out:
+        page.write(Path(out), made)
+        print(f"written: {Path(out) / 'report.html'} and report.json")
+    return 0
+
+
+def _with_progress(run, steps: int):
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("training the judge"), BarColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
+    with Progress(*columns) as bar:
+        task = bar.add_task("judge", total=steps, loss="")
+        return run(lambda step, loss: bar.update(task, completed=step, loss=f"loss {loss:.3f}"))
+
+
+def _print(figures: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mgjax.eval.page import interval_text
+
+    console = Console()
+    control = figures["control"]
+    parts = list(control["world"])
+    table = Table(title=f"control of {figures['model']}, share of rows read rightly [95 %]", title_justify="left")
+    for name in ("", *parts):
+        table.add_column(name)
+    for name, scores in control.items():
+        table.add_row(name, *(interval_text(scores[part]) for part in parts))
+    console.print(table)
+    rest = {key: value for key, value in figures.items() if key != "control"}
+    print(json.dumps(rest, indent=1))

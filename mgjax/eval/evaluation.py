@@ -1,0 +1,179 @@
+"""A world against recordings: streams from their first pictures, under their rows, beside what happened there.
+
+The recordings are what an engine made of the same rows: they are truth and, read by the same judge, the ceiling of
+every control score. Its floors are what is read off the recordings against the rows of another clip, and off a video
+that stands still.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from mgjax.data.store import schema
+from mgjax.data.store.dataset import Dataset
+from mgjax.errors import InputError
+from mgjax.eval import score
+from mgjax.eval.inverse import Inverted, Judge, given, keyboard_hits, mouse_hits
+from mgjax.loading import Model
+from mgjax.types import Actions
+
+SECONDS = (1, 2, 5)  # after which pictures are compared
+_BATCH = 8  # streams at a time
+_EDGE = 10  # seconds at the start and at the end between which drift is told
+
+
+class Recordings(NamedTuple):
+    """Clips to judge by, in the model's keys and mouse unit."""
+
+    truth: UInt8[np.ndarray, "b f h w 3"]
+    actions: Actions  # [b, f - 1]
+    axes: tuple[int, ...]  # of the mouse, along which the camera turns at all
+
+
+class Evaluation(NamedTuple):
+    """Figures, as the report writes them, and what they are of."""
+
+    figures: dict
+    made: UInt8[np.ndarray, "b f h w 3"]
+    truth: UInt8[np.ndarray, "b f h w 3"]
+    nearness: Float[np.ndarray, "b f"]  # PSNR of every frame
+    looks: dict[str, score.Look]  # [b, f] of "world" and "recording"
+
+
+def read_recordings(folder: str, model: Model, clips: int, frames: int | None) -> Recordings:
+    """The first `frames` frames (None: all) of the first clips that are as long as the shortest of them.
+
+    Raises:
+        InputError: the recordings do not fit the model, or have fewer frames or clips.
+    """
+    dataset, cfg = Dataset(folder), model.cfg
+    if dataset.schema.size != (cfg.height, cfg.width):
+        raise InputError(
+            f"{folder} has frames of {dataset.schema.size}, the model {cfg.name} {(cfg.height, cfg.width)}"
+        )
+    if len(dataset) < 2:
+        raise InputError(f"{folder} has fewer than two clips: rows of another clip are the floor of control")
+    count = min(clips, len(dataset))
+    shortest = min(entry.frames for entry in dataset.clips[:count])
+    if frames is not None and shortest < frames:
+        raise InputError(f"{folder} has a clip of {shortest} frames, and {frames} are asked for")
+    read = [dataset.read(index, 0, frames or shortest) for index in range(count)]
+    rows = [schema.to_model(clip.keyboard, clip.mouse, dataset.schema, cfg) for clip in read]
+    keyboard, mouse = (np.stack([row[part][:-1] for row in rows]) for part in (0, 1))
+    level = dataset.schema.pitch_limits == (0.0, 0.0)
+    axes = tuple(axis for axis in range(cfg.dit.action.mouse_dim) if not (axis == 0 and level))
+    return Recordings(np.stack([clip.frames for clip in read]), Actions(keyboard, mouse), axes)
+
+
+def evaluate(
+    model: Model, recordings: Recordings, judge: Judge, say: Callable[[str], None] = lambda sentence: None
+) -> Evaluation:
+    """Streams of the model from the recordings' first pictures, under their rows, and every measure of them."""
+    truth, actions, axes = recordings
+    cfg, fps = model.cfg, model.cfg.fps
+    say(f"streaming {len(truth)} clips of {truth.shape[1]} frames")
+    began = time.monotonic()
+    made = _in_batches(lambda part: _stream(model, truth[part], Actions(*(rows[part] for rows in actions))), len(truth))
+    seconds = time.monotonic() - began
+    say("reading what was pressed off the videos")
+    wanted = given(judge.cfg, cfg.control, actions)
+    still = np.broadcast_to(truth[:, :1], truth.shape)
+    videos = {"world": made, "recording": truth, "still": still}
+    found = {name: _read(judge, video) for name, video in videos.items()}
+    other = Inverted(*(np.roll(part, 1, 0) for part in wanted))
+    zone = cfg.control.mouse_step / 4
+
+    def hits(name, wanted):
+        return {
+            "keyboard": keyboard_hits(found[name], wanted),
+            "mouse": mouse_hits(found[name], wanted, zone, axes),
+        }
+
+    scored = {
+        "world": hits("world", wanted),
+        "recording (ceiling)": hits("recording", wanted),
+        "rows of another clip (floor)": hits("recording", other),
+        "a still picture (floor)": hits("still", wanted),
+    }
+    say("comparing pictures")
+    near = {
+        "world": _in_batches(lambda part: score.psnr(made[part], truth[part]), len(truth)),
+        "first picture": _in_batches(lambda part: score.psnr(still[part], truth[part]), len(truth)),
+    }
+    looks = {name: score.look(video) for name, video in (("world", made), ("recording", truth))}
+    edge = min(_EDGE * fps, truth.shape[1] // 2)
+    figures = {
+        "model": cfg.name,
+        "clips": len(truth),
+        "frames": truth.shape[1],
+        "fps": fps,
+        "streamed frames a second": made[:, 1:].shape[0] * (made.shape[1] - 1) / seconds,
+        "control": {
+            name: {
+                part: score.interval(values.mean(1))._asdict()
+                for part, values in parts.items()
+                if axes or part != "mouse"
+            }
+            for name, parts in scored.items()
+        },
+        "control of the world, first and last seconds": {
+            part: [float(values[:, :edge].mean()), float(values[:, -edge:].mean())]
+            for part, values in scored["world"].items()
+        },
+        "dead zone of the mouse": zone,
+        "delay in frames": {
+            name: score.delay(found[name].mouse[..., axes[-1]], wanted.mouse[..., axes[-1]])
+            for name in ("recording", "world")
+        }
+        if axes
+        else {},
+        "nearness": {
+            f"{second} s": {
+                "PSNR": score.interval(near["world"][:, second * fps])._asdict(),
+                "PSNR of the first picture": score.interval(near["first picture"][:, second * fps])._asdict(),
+                "SSIM": score.interval(score.ssim(made[:, second * fps], truth[:, second * fps]))._asdict(),
+                "SSIM of the first picture": score.interval(
+                    score.ssim(still[:, second * fps], truth[:, second * fps])
+                )._asdict(),
+            }
+            for second in SECONDS
+            if second * fps < truth.shape[1]
+        },
+        "drift, last seconds over first": {
+            name: {
+                part: float(values[:, -edge:].mean() / max(values[:, :edge].mean(), 1e-6))
+                for part, values in look._asdict().items()
+            }
+            for name, look in looks.items()
+        },
+        "world over recording, last seconds": {
+            part: float(values[:, -edge:].mean() / max(getattr(looks["recording"], part)[:, -edge:].mean(), 1e-6))
+            for part, values in looks["world"]._asdict().items()
+        },
+        "seams": {
+            name: score.interval(
+                _in_batches(lambda part, video=video: score.seam_ratio(video[part], cfg.chunk_frames), len(truth))
+            )._asdict()
+            for name, video in (("world", made), ("recording", truth))
+        },
+    }
+    return Evaluation(figures, made, truth, near["world"], looks)
+
+
+def _stream(model: Model, truth: np.ndarray, actions: Actions) -> UInt8[np.ndarray, "b f h w 3"]:
+    session = model.start(list(truth[:, 0]), seeds=list(range(len(truth))), frames=truth.shape[1])
+    return np.stack(list(session.play(actions)), 1)[:, : truth.shape[1]]
+
+
+def _read(judge: Judge, video: np.ndarray) -> Inverted:
+    parts = [judge.read(video[start : start + _BATCH]) for start in range(0, len(video), _BATCH)]
+    return Inverted(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _in_batches(function: Callable[[slice], np.ndarray], count: int) -> np.ndarray:
+    return np.concatenate([function(slice(start, start + _BATCH)) for start in range(0, count, _BATCH)])
