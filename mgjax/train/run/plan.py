@@ -16,11 +16,11 @@ from jax.sharding import Mesh
 from mgjax import flops, sharding
 from mgjax.errors import InputError
 from mgjax.models import dit, vae
+from mgjax.programs import memory_order
 from mgjax.train.run.loop import abstract_state, jit_step
 from mgjax.train.stage import Stage
 from mgjax.train.stages import make_stage
 from mgjax.train_config import FoundationStage, TrainConfig
-from mgjax.world import memory_order
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
