@@ -266,8 +266,12 @@ class TrainConfig:
 
 
 def fingerprint(cfg: TrainConfig, stage: str) -> str:
-    """Hash of what decides the numbers of a stage: world, stage and data. The mesh, the run's intervals and the number
-    of steps may change when a run is resumed."""
-    decisive = dataclasses.replace(cfg, mesh=MeshConfig(), run=RunConfig(), **dict.fromkeys(STAGES))
-    own = dataclasses.replace(getattr(cfg, stage), steps=1)
+    """Hash of what decides the numbers of a stage: world, stage and data. When a run is resumed the mesh, the run's
+    intervals, the number of steps, micro-batches, the way attention is computed, the place of the data and the threads
+    that read it may be others."""
+    data = dataclasses.replace(cfg.data, path=cfg.data.path and "", validation_path=None, num_threads=1)
+    decisive = dataclasses.replace(
+        cfg, mesh=MeshConfig(), run=RunConfig(), data=data, weights=None, teacher=None, **dict.fromkeys(STAGES)
+    )
+    own = dataclasses.replace(getattr(cfg, stage), steps=1, accumulate=1, attention="xla")
     return hashlib.sha256((to_json(decisive) + stage + to_json(own)).encode()).hexdigest()[:16]

@@ -61,20 +61,22 @@ def _tell(lines: list) -> None:
     def shown(value, form):
         return "-" if value is None else format(value, form)
 
-    rows = [("stage", "steps", "min", "steps/s", "loss", "error", "swapped", "ratio", "holds")]
+    rows = [("stage", "steps", "min", "steps/s", "loss", "error", "swapped", "ratio", "dB", "beats 1st", "holds")]
     for line in lines:
         first, last = line.loss or (None, None)
         error, swapped = line.control or (None, None)
+        better = line.pixels and line.pixels.first[-1] / line.pixels.own[-1]
         rows.append((
             line.stage, f"{line.steps:,}", f"{line.seconds / 60:.1f}", shown(line.rate, ".1f"),
             f"{shown(first, '.2g')}→{shown(last, '.2g')}", shown(error, ".3f"), shown(swapped, ".3f"),
-            shown(line.ratio, ".2f"), "no" if line.failures else "yes",
+            shown(line.ratio, ".2f"), shown(line.psnr, ".1f"), shown(better, ".2f"), "no" if line.failures else "yes",
         ))  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)))
     print("Loss: first and last tenth of the steps. Error: mean square of sampled latents against held-out clips;")
-    print("swapped: under other clips' actions; ratio: error over the foundation model's.")
+    print("swapped: under other clips' actions; ratio: error over its teacher's. dB: PSNR of the autoencoder's worst")
+    print("frame. Beats 1st: error of the first picture repeated for 5 seconds over that of the student's picture.")
     for line in lines:
         for failure in line.failures:
             print(f"{line.stage}: {failure}")

@@ -30,10 +30,10 @@ _STEPS, _VIDEOS = 20, 4  # of the many-step sampler; of those written
 
 
 def sampler(
-    name: str, cfg: StageConfig, world: WorldConfig, stage: Stage, frozen: dict, held_out: Callable, mesh: Mesh
+    make: Callable, cfg: StageConfig, world: WorldConfig, stage: Stage, frozen: dict, held_out: Callable, mesh: Mesh
 ) -> Callable[[TrainState, Path], None]:
-    """(state, folder) -> videos there. `frozen` holds the "vae" that decodes; stage vae has its own."""
-    make = _MAKERS.get(name, _rollouts)
+    """(state, folder) -> videos there, by `make`, one of the functions below. `frozen` holds the "vae" that decodes;
+    stage vae has its own."""
     size = mesh.shape["data"] * mesh.shape["fsdp"]
     layout = sharding.batch_sharding(mesh)
 
@@ -67,19 +67,19 @@ def _write(path: Path, video: UInt8[np.ndarray, "f h w 3"], actions: Any, world:
             writer.write(shown)
 
 
-def _reconstruct(cfg, world, params, clips) -> Array:
+def reconstructions(cfg, world, params, clips) -> Array:
     """Left the clip, right what the autoencoder makes of it."""
     z = vae.encode(params["vae"], world.vae, clips.video)
     return _pixels(jnp.concatenate([clips.video, vae.decode(params["vae"], world.vae, z)], 3))
 
 
-def _reconstruct_fast(cfg, world, params, clips) -> Array:
+def fast_reconstructions(cfg, world, params, clips) -> Array:
     """Left the clip, right what the small autoencoder makes of the latents of the large one."""
     z = vae.encode(params["vae"], world.vae, clips.video)
     return _pixels(jnp.concatenate([clips.video, taehv.decode(params["taehv"], world.taehv, z)], 3))
 
 
-def _whole_clips(cfg, world, params, clips) -> Array:
+def whole_clips(cfg, world, params, clips) -> Array:
     """Whole clips by Euler's method, every frame at once."""
     layers = count_actions(params["dit"])
     net = network_of(world, cfg.dtype, cfg.attention, window=None, sink=0, num_action_layers=layers)
@@ -96,7 +96,7 @@ def _whole_clips(cfg, world, params, clips) -> Array:
     return _pixels(codecs.of(world.vae).decode(params["vae"], world.vae, x))
 
 
-def _rollouts(cfg, world, params, clips) -> Array:
+def rollouts(cfg, world, params, clips) -> Array:
     """Chunk after chunk, by the steps of inference."""
     world_functions = World(world, Settings(cfg.dtype, "vae", cfg.attention))
     net = network_of(world, cfg.dtype, cfg.attention)
@@ -108,9 +108,6 @@ def _rollouts(cfg, world, params, clips) -> Array:
     frames, _ = world_functions.rollout(params, state, chunk_rows(net, clips.actions, 0, chunks))
     frames = jnp.moveaxis(frames.pixels, 0, 1)
     return frames.reshape(frames.shape[0], -1, *frames.shape[3:])[:, net.stride - 1 :]
-
-
-_MAKERS = {"vae": _reconstruct, "taehv": _reconstruct_fast, "foundation": _whole_clips}
 
 
 def _pixels(video: Array) -> UInt8[Array, ...]:

@@ -79,13 +79,23 @@ def make(
     return train, lambda rows, batch: next(validation(rows, batch))
 
 
-def _played(
-    cfg: TrainConfig, count: int, seed: int, frames: int, encode: Callable, structure: Any, dtype: str, cache: Path
-) -> Any:
-    """`count` clips of the config's engine as the stage takes them, from `cache` if they were played before."""
-    decisive = f"{cfg.data.mouse_scale} {cfg.world.control} {cfg.world.dit.action} {dtype}"
-    mark = sha256(decisive.encode()).hexdigest()[:8]
-    path = cache / f"{cfg.data.engine}-{cfg.data.agent}-{frames}-{count}-{seed}-{mark}.npz"
+def held_out_window(cfg: TrainConfig, frames: int, count: int) -> Window | None:
+    """`count` held-out clips of `frames` frames, from their first on: what the engine plays, or what the validation
+    recordings hold; None where these have no pictures or none as long."""
+    if cfg.data.path is None:
+        played = _player(cfg, cfg.data.seed + 1, frames)
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *map(played, range(count)))
+    path = cfg.data.validation_path
+    if path is None or is_encoded(path):
+        return None
+    try:
+        return next(windows([path], frames, count, seed=0, cfg=cfg.world, threads=cfg.data.num_threads))
+    except InputError:
+        return None
+
+
+def _player(cfg: TrainConfig, seed: int, frames: int) -> Callable[[int], Window]:
+    """episode -> a clip of the config's engine, in the model's convention."""
     engine = make_engine(cfg.data.engine, size=(cfg.world.height, cfg.world.width))
     agent = make_agent(cfg.data.agent, engine)
     schema = schema_of(engine, cfg.data.engine, {}, cfg.data.mouse_scale)
@@ -93,6 +103,18 @@ def _played(
     def window(episode: int) -> Window:
         clip = record_clip(engine, agent, seed, episode, frames)
         return Window(clip.frames, *to_model(clip.keyboard, clip.mouse, schema, cfg.world))
+
+    return window
+
+
+def _played(
+    cfg: TrainConfig, count: int, seed: int, frames: int, encode: Callable, structure: Any, dtype: str, cache: Path
+) -> Any:
+    """`count` clips of the config's engine as the stage takes them, from `cache` if they were played before."""
+    decisive = f"{cfg.data.mouse_scale} {cfg.world.control} {cfg.world.dit.action} {dtype}"
+    mark = sha256(decisive.encode()).hexdigest()[:8]
+    path = cache / f"{cfg.data.engine}-{cfg.data.agent}-{frames}-{count}-{seed}-{mark}.npz"
+    window = _player(cfg, seed, frames)
 
     def part(start: int) -> Any:
         windows = map(window, range(start, min(start + _PART, count)))

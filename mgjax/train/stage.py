@@ -47,7 +47,7 @@ class Stage(NamedTuple):
     step: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
     """(state, batch) -> (state, metrics): scalars, among them "loss" and "grad_norm"."""
     batch_spec: Callable[[int], Any]
-    """batch size -> what `step` takes (what `prepare` takes, where there is one) as ShapeDtypeStructs."""
+    """batch size -> what the feed gives as ShapeDtypeStructs: what `step` takes, or `prepare` where there is one."""
     evaluate: Callable[[TrainState, Any], Metrics]
     """(state, held-out batch) -> metrics, such as the loss by noise level. Draws from a fixed key: comparable over
     time."""
@@ -57,6 +57,12 @@ class Stage(NamedTuple):
     prepare: Callable[[dict, ClipBatch, Array], Any] | None = None
     """(pretrained, clips, key) -> the batch that `step` takes, where that is not clips: the ODE pairs of a frozen
     model."""
+
+
+def step_spec(stage: Stage, pretrained: dict, batch: int) -> Any:
+    """What the step of `stage` takes as ShapeDtypeStructs; `pretrained` are shapes."""
+    spec = stage.batch_spec(batch)
+    return spec if stage.prepare is None else jax.eval_shape(stage.prepare, pretrained, spec, jax.random.key(0))
 
 
 ROLES = (

@@ -75,6 +75,35 @@ def test_a_wrong_override_is_one_sentence(override, sentence):
 
 
 @pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("few_step.guidance=2", "stage causal never sees: set causal.action_dropout"),
+        ("long.guidance=2", "stage foundation never sees: set foundation.action_dropout"),
+        ("foundation.starts=2", "its teacher sees no more than 2: set foundation.starts"),
+        ("vae.optimizer.decay=1.5", "between 0 and 1"),
+        ("world.sampler.context=1.5", "is not within [0, 1)"),
+    ],
+)
+def test_stages_that_do_not_fit_each_other_are_one_sentence(override, sentence):
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        read_config(NANO, (override,))
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("vae.frames=9", "do not train every weight of this autoencoder: give 4 n + 1 frames, at least 13"),
+        ("taehv.frames=16", "do not train every weight"),
+        ("long.ratio=3", "would not see streams of every age"),
+    ],
+)
+def test_stages_that_would_not_train_all_they_should_are_refused(override, sentence):
+    cfg = read_config(NANO, (override,))
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        make_stage(override.partition(".")[0], cfg)
+
+
+@pytest.mark.parametrize(
     ("text", "sentence"),
     [
         (None, "there is no config"),
@@ -113,8 +142,12 @@ def test_the_fingerprint_knows_what_decides_the_numbers():
     def of(*overrides):
         return fingerprint(read_config(NANO, overrides), "foundation")
 
-    free = ("foundation.steps=9", "mesh.fsdp=2", "run.save_every=1", "causal.seed=4")
+    free = (
+        "foundation.steps=9", "mesh.fsdp=2", "run.save_every=1", "causal.seed=4", "foundation.accumulate=4",
+        "foundation.attention=tiled", "data.num_threads=9", "data.validation_path=elsewhere", "weights=elsewhere",
+    )  # fmt: skip
     assert all(of(override) == fingerprint(cfg, "foundation") for override in free)
     decisive = ("foundation.seed=1", "foundation.batch=4", "data.seed=2", "world.dit.ffn_dim=96")
     assert len({of(override) for override in decisive} | {of()}) == 5
+    assert of("data.path=here") == of("data.path=there") != of()  # a folder that was moved
     assert tuple(cfg.stages()) == train_config.STAGES

@@ -135,7 +135,8 @@ class Batches(Iterator[T]):
 
     def _pipeline(self) -> grain.IterDataset:
         index, count = self._process
-        own = self._order[self._position + index :: count].batch(self._batch, drop_remainder=True)
+        # Consecutive rows of the whole batch for each process: its order is the same for any number of them.
+        own = self._order[self._position :].batch(self._batch, drop_remainder=True)[index::count]
         reading = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=max(2, self._threads))
         batches = own.to_iter_dataset(reading)
         if self._workers:

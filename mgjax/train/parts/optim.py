@@ -105,6 +105,13 @@ def in_parts(function: Callable[[Any], Any], batch: Any, parts: int) -> Any:
     return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:]), made)
 
 
+def mean_over(function: Callable[[Any], Metrics], batch: Any, parts: int) -> Metrics:
+    """Mean of `function`'s metrics over `parts` equal parts of `batch`, one after another."""
+    if parts == 1:
+        return function(batch)
+    return jax.tree.map(lambda leaf: leaf.mean(0), jax.lax.map(function, _cut(batch, parts)))
+
+
 def _cut(batch, parts):
     """Every part takes rows from all over the batch, so that a batch laid out over devices stays where it is."""
     return jax.tree.map(lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1), batch)

@@ -7,6 +7,7 @@ OUT/STAGE/weights       the result, as `mgjax` loads it        curves.png, sampl
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from hashlib import sha256
 from pathlib import Path
@@ -20,18 +21,17 @@ from jax.sharding import Mesh
 from mgjax import checkpoint, sharding
 from mgjax.config import VAEConfig, WorldConfig
 from mgjax.errors import InputError
+from mgjax.eval import verdict
 from mgjax.eval.samples import sampler
-from mgjax.eval.verdict import measure_control
 from mgjax.feeds import batches
 from mgjax.models import clip, codecs, dit, taehv
-from mgjax.models.graft import count_actions
+from mgjax.models.graft import count_actions, graft_keyboard
 from mgjax.train.run import loop
 from mgjax.train.run.report import write_summary
-from mgjax.train.stages import make_stage
+from mgjax.train.stages import RECORDS, make_stage
 from mgjax.train.stages.autoencoder import measured, statistics
 from mgjax.train_config import TrainConfig, fingerprint
 
-AUTOENCODERS = ("vae", "taehv")
 _MEASURED = 64  # clips whose latents give the statistics of a new autoencoder
 _INIT = {"dit": dit.init, "vae": codecs.init, "taehv": taehv.init, "clip": clip.init}
 
@@ -42,8 +42,8 @@ def train_stage(cfg: TrainConfig, name: str, out: Path, *, resume: bool) -> bool
     Raises:
         InputError: what the stage starts from is missing, or see `loop.run`.
     """
-    folder, result = out / name, out / name / "weights"
-    if resume and result.is_dir():
+    record, folder, result = RECORDS[name], out / name, out / name / "weights"
+    if resume and result.is_dir() and _trained(folder) >= getattr(cfg, name).steps:
         return True
     if getattr(cfg, name).attention == "cudnn" and jax.default_backend() != "gpu":
         raise InputError(f"attention=cudnn needs an NVIDIA GPU: pass {name}.attention=tiled")
@@ -56,9 +56,9 @@ def train_stage(cfg: TrainConfig, name: str, out: Path, *, resume: bool) -> bool
     except ValueError as error:
         raise InputError(f"stage {name}: {error}") from None
     given = {} if name == "vae" else frozen(cfg, parents, cfg.world.encoders)
-    cache = out / "clips" / ("pixels" if name in AUTOENCODERS else _mark(parents["vae"]))
+    cache = out / "clips" / ("pixels" if record.reads == "video" else _mark(parents["vae"]))
     make_feed, held_out = batches.make(cfg, stage.batch_spec(1), stage_cfg.dtype, given, cache)
-    shapes = {key: _shapes(path, _component(key)) for key, path in parents.items() if key in _needs(name)}
+    shapes = {key: _shapes(cfg.world, path, _component(key)) for key, path in parents.items() if key in record.needs}
     job = loop.Job(
         stage=stage,
         steps=stage_cfg.steps,
@@ -67,10 +67,11 @@ def train_stage(cfg: TrainConfig, name: str, out: Path, *, resume: bool) -> bool
         mesh=mesh,
         feed=make_feed,
         fingerprint=fingerprint(cfg, name),
+        accumulate=stage_cfg.accumulate,
         pretrained=shapes,
-        load=lambda shapes: {key: _load(parents[key], _component(key), shapes[key]) for key in shapes},
+        load=lambda shapes: {key: _load(cfg.world, parents[key], _component(key), shapes[key]) for key in shapes},
         held_out=held_out,
-        sample=held_out and sampler(name, stage_cfg, cfg.world, stage, given, held_out, mesh),
+        sample=held_out and sampler(record.sample, stage_cfg, cfg.world, stage, given, held_out, mesh),
     )
     began = time.monotonic()
     state, finished = loop.run(job, cfg.run, folder, resume=resume)
@@ -79,12 +80,13 @@ def train_stage(cfg: TrainConfig, name: str, out: Path, *, resume: bool) -> bool
         if name == "vae":
             found = measure_latents(cfg, exported["vae"], make_feed, mesh)
             cfg = dataclasses.replace(cfg, world=dataclasses.replace(cfg.world, vae=found))
-        exported = write_weights(cfg, name, exported, parents, result)
+        write_weights(cfg, name, exported, parents, result)
         if jax.process_index() == 0:
             facts = {"steps": stage_cfg.steps, "seconds": time.monotonic() - began, "mesh": dict(mesh.shape)}
-            if "dit" in exported and held_out and cfg.run.control_clips:
-                clips = held_out(slice(0, cfg.run.control_clips), cfg.run.control_clips)
-                facts["control"] = measure_control(cfg, name, exported["dit"], clips)._asdict()
+            if count := cfg.run.control_clips:
+                clips = held_out(slice(0, count), count) if held_out and record.gives == "dit" else None
+                window = batches.held_out_window(cfg, verdict.frames_wanted(cfg.world, name), count)
+                facts |= verdict.measure(cfg, name, result, clips, window)
             write_summary(folder, cfg, name, facts)
     return finished
 
@@ -111,14 +113,14 @@ def find_parents(cfg: TrainConfig, name: str, out: Path) -> dict[str, Path]:
             raise InputError(f"stage {name} starts from stage {stage}, which is not trained in {out}: run it first")
     parents = {}
     given = Path(cfg.weights) if cfg.weights else None
-    encoders = [stage for stage in before if stage in AUTOENCODERS]
+    encoders = [stage for stage in before if RECORDS[stage].gives != "dit"]
     if encoders:
         parents["vae"] = out / encoders[-1] / "weights"
     elif given:
         parents["vae"] = given
     if name == "taehv" and given and "taehv" in checkpoint.components(given):
         parents["taehv"] = given
-    students = [stage for stage in before if stage not in AUTOENCODERS]
+    students = [stage for stage in before if RECORDS[stage].gives == "dit"]
     if students:
         parents["dit"] = out / students[-1] / "weights"
     elif given and "dit" in checkpoint.components(given):
@@ -127,7 +129,7 @@ def find_parents(cfg: TrainConfig, name: str, out: Path) -> dict[str, Path]:
         parents["teacher"] = out / "foundation" / "weights"
     elif cfg.teacher:
         parents["teacher"] = Path(cfg.teacher)
-    if name in ("self_forcing", "long") and "teacher" not in parents:
+    if "teacher" in RECORDS[name].needs and "teacher" not in parents:
         raise InputError(f"stage {name} needs a foundation stage in the ladder, or the config's `teacher`")
     return parents
 
@@ -199,23 +201,30 @@ def _whole(leaf: jax.Array) -> np.ndarray:
     return multihost_utils.process_allgather(leaf, tiled=True)
 
 
-def _needs(name: str) -> tuple[str, ...]:
-    """The parents whose parameters `Stage.init` takes."""
-    if name in AUTOENCODERS:
-        return ("vae", "taehv")
-    return ("dit", "teacher") if name in ("self_forcing", "long") else ("dit",)
-
-
 def _component(parent: str) -> str:
     return "dit" if parent == "teacher" else parent
 
 
-def _shapes(folder: Path, component: str) -> dict:
-    """Shapes of a component of a checkpoint, in float32."""
+def _trained(folder: Path) -> int:
+    """Steps after which the stage in `folder` left its weights."""
+    path = folder / "summary.json"
+    return json.loads(path.read_text())["steps"] if path.exists() else 0
+
+
+def _shapes(world: WorldConfig, folder: Path, component: str) -> dict:
+    """Shapes of a component of a checkpoint in float32, its keyboard columns those of `world`."""
     cfg = getattr(checkpoint.read_config(folder), component)
+    if component == "dit":
+        columns = len(world.control.columns)
+        cfg = dataclasses.replace(cfg, action=dataclasses.replace(cfg.action, keyboard_dim=columns))
     return jax.eval_shape(lambda key: _INIT[component](key, cfg), jax.random.key(0))
 
 
-def _load(folder: Path, component: str, shapes: dict) -> dict:
+def _load(world: WorldConfig, folder: Path, component: str, shapes: dict) -> dict:
+    """The component, laid out as `shapes` say. A DiT of another world's keys is grafted: columns of the same name keep
+    their weights, new ones begin without a say."""
     places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    return checkpoint.load(folder, component, dtype=np.float32, sharding=places)
+    old, new = checkpoint.read_config(folder).control.columns, world.control.columns
+    if component != "dit" or old == new:
+        return checkpoint.load(folder, component, dtype=np.float32, sharding=places)
+    return jax.device_put(graft_keyboard(checkpoint.load(folder, component, dtype=np.float32), old, new), places)

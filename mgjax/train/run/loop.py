@@ -20,10 +20,11 @@ from jax.sharding import Mesh
 from mgjax import flops, sharding
 from mgjax.errors import InputError
 from mgjax.io.files import atomic_path
+from mgjax.train.parts.optim import mean_over
 from mgjax.train.run.checkpoints import Checkpoints
 from mgjax.train.run.log import Log
 from mgjax.train.run.processes import Stop
-from mgjax.train.stage import Stage, TrainState
+from mgjax.train.stage import Stage, TrainState, step_spec
 from mgjax.train_config import RunConfig
 
 
@@ -49,6 +50,7 @@ class Job(NamedTuple):
     mesh: Mesh
     feed: Callable[[slice, int], Feed]  # (rows of this process, clips of the whole batch) -> its feed
     fingerprint: str  # of what may not change when a run is resumed
+    accumulate: int = 1  # parts that the held-out batch goes through in, as the training batch does
     pretrained: dict = {}  # noqa: RUF012  shapes of what `stage.init` starts from
     load: Callable[[dict], dict] = lambda shapes: {}  # reads it, laid out as the shapes say; a resumed run does not
     held_out: Callable[[slice, int], Any] | None = None  # this process's rows of the validation batch
@@ -162,7 +164,11 @@ def _evaluator(job: Job) -> Callable[[TrainState], dict] | None:
     if job.held_out is None:
         return None
     layout = sharding.batch_sharding(job.mesh)
-    program = jax.jit(job.stage.evaluate, out_shardings=sharding.replicated(job.mesh))
+
+    def in_parts(state, batch):
+        return mean_over(lambda part: job.stage.evaluate(state, part), batch, job.accumulate)
+
+    program = jax.jit(in_parts, out_shardings=sharding.replicated(job.mesh))
     held_out = []
 
     def evaluate(state):
@@ -181,7 +187,7 @@ def _work(job: Job, state: TrainState) -> float | None:
     peak = flops.peak(job.mesh.devices.flat[0])
     if peak is None:
         return None
-    return flops.count(job.stage.step, state, job.stage.batch_spec(job.batch)) / (peak * job.mesh.size)
+    return flops.count(job.stage.step, state, step_spec(job.stage, job.pretrained, job.batch)) / (peak * job.mesh.size)
 
 
 def _fetch(metrics: dict) -> dict[str, float]:

@@ -15,11 +15,11 @@ from jax.sharding import Mesh
 
 from mgjax import flops, sharding
 from mgjax.errors import InputError
-from mgjax.models import dit, vae
+from mgjax.models import dit, taehv, vae
 from mgjax.programs import memory_order
 from mgjax.train.run.loop import abstract_state, jit_step
-from mgjax.train.stage import Stage
-from mgjax.train.stages import make_stage
+from mgjax.train.stage import Stage, step_spec
+from mgjax.train.stages import RECORDS, make_stage
 from mgjax.train_config import FoundationStage, TrainConfig
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -89,17 +89,21 @@ def plan_stage(cfg: TrainConfig, name: str, mesh: Mesh, attention: str | None = 
     sharding.check_batch(mesh, own.batch, own.accumulate)
     if attention is not None:
         cfg = dataclasses.replace(cfg, **{name: dataclasses.replace(own, attention=attention)})
-    return plan(make_stage(name, cfg), own.batch, mesh, _pretrained(cfg, name))
+    return plan(make_stage(name, cfg), own.batch, mesh, shapes_before(cfg, name))
 
 
-def _pretrained(cfg: TrainConfig, name: str) -> dict:
+def shapes_before(cfg: TrainConfig, name: str) -> dict:
     """Shapes of what a stage starts from, as in a run."""
-    if name == "vae":
-        return {"vae": jax.eval_shape(lambda key: vae.init(key, cfg.world.vae), jax.random.key(0))}
     layers = (cfg.foundation or FoundationStage()).num_action_layers
     net = cfg.world.dit if layers is None else dataclasses.replace(cfg.world.dit, num_action_layers=layers)
     teacher = jax.eval_shape(lambda key: dit.init(key, net), jax.random.key(0))
-    return {"dit": teacher, **({"teacher": teacher} if name in ("self_forcing", "long") else {})}
+    shapes = {
+        "vae": jax.eval_shape(lambda key: vae.init(key, cfg.world.vae), jax.random.key(0)),
+        "taehv": jax.eval_shape(lambda key: taehv.init(key, cfg.world.taehv), jax.random.key(0)),
+        "dit": teacher,
+        "teacher": teacher,
+    }
+    return {key: shapes[key] for key in RECORDS[name].needs}
 
 
 def plan(stage: Stage, batch: int, mesh: Mesh, pretrained: dict) -> Plan:
@@ -107,7 +111,8 @@ def plan(stage: Stage, batch: int, mesh: Mesh, pretrained: dict) -> Plan:
     state = abstract_state(stage, mesh, pretrained)
     layout = sharding.batch_sharding(mesh)
     clips = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout), stage.batch_spec(batch)
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout),
+        step_spec(stage, pretrained, batch),
     )
     began = time.monotonic()
     with jax.set_mesh(mesh):

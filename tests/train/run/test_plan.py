@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import pytest
 
 from mgjax import flops
+from mgjax.commands._config import read_config
+from mgjax.sharding import make_mesh
+from mgjax.train.run import plan
+from mgjax.train.run.loop import abstract_state
 from mgjax.train.run.plan import count_collectives
+from mgjax.train.stage import step_spec
+from mgjax.train.stages import make_stage
+from mgjax.train_config import STAGES
 
 NANO = Path(__file__).parents[3] / "configs" / "nano.py"
 HLO = """\
@@ -61,6 +68,20 @@ def test_flops_of_products_loops_and_branches():
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
     assert flops.count(convolve, image, kernel) == 2 * 2 * 8 * 8 * 10 * 27
+
+
+@pytest.mark.parametrize("name", [*STAGES, "few_step.method=ode"])
+def test_every_stage_of_nano_is_traced_from_shapes_alone(name):
+    """What `mgjax plan` and the loop's count of work do before they compile."""
+    name, *overrides = name.split(".")[0], *([name] if "=" in name else ())
+    cfg = read_config(NANO, tuple(overrides))
+    stage, batch, pretrained = make_stage(name, cfg), getattr(cfg, name).batch, plan.shapes_before(cfg, name)
+    state = abstract_state(stage, make_mesh(cfg.mesh, jax.devices()[:1]), pretrained)
+    after, metrics = jax.eval_shape(stage.step, state, step_spec(stage, pretrained, batch))
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), state
+    )
+    assert {"loss", "grad_norm"} <= metrics.keys()
 
 
 @pytest.mark.slow

@@ -1,0 +1,58 @@
+"""A ladder on disk: what is done is done, more steps go on, and another world's keys are grafted."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import SingleDeviceSharding
+
+from mgjax import sharding
+from mgjax.errors import InputError
+from mgjax.models import dit
+from mgjax.train.run import ladder
+from mgjax.train_config import FoundationStage, TrainConfig
+
+
+def test_a_finished_stage_goes_on_when_it_is_given_more_steps(tiny, tmp_path, monkeypatch):
+    folder = tmp_path / "foundation"
+    (folder / "weights").mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps({"steps": 20}))
+
+    def goes_on(*_):
+        raise InputError("it goes on")
+
+    monkeypatch.setattr(sharding, "make_mesh", goes_on)
+
+    def train(steps):
+        cfg = TrainConfig("small", world=tiny, foundation=FoundationStage(steps=steps))
+        return ladder.train_stage(cfg, "foundation", tmp_path, resume=True)
+
+    assert train(20)
+    assert train(10)
+    with pytest.raises(InputError, match="it goes on"):
+        train(21)
+
+
+def test_weights_of_other_keys_are_grafted(tiny, tiny_params, tiny_weights):
+    """A world whose keys are those of the weights in another order, and one more: what each key did stays with it."""
+    columns = ("jump", "right", "forward", "back", "left")
+    world = dataclasses.replace(
+        tiny,
+        dit=dataclasses.replace(tiny.dit, action=dataclasses.replace(tiny.dit.action, keyboard_dim=5)),
+        control=dataclasses.replace(tiny.control, columns=columns, keys=tuple("jdwsa")),
+    )
+    shapes = ladder._shapes(world, tiny_weights, "dit")
+    assert jax.tree.map(np.shape, shapes) == jax.tree.map(np.shape, dit.shapes(world.dit))
+    here = SingleDeviceSharding(jax.devices()[0])
+    placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
+    loaded = ladder._load(world, tiny_weights, "dit", placed)
+
+    def kernel(params):
+        return np.asarray(params["blocks"]["0"]["action"]["keyboard"]["embed_in"]["kernel"])
+
+    old, new = kernel(tiny_params["dit"]), kernel(loaded)
+    for place, name in enumerate(columns):
+        expected = old[tiny.control.columns.index(name)] if name != "jump" else 0
+        np.testing.assert_array_equal(new[place], expected)
