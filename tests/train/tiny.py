@@ -83,6 +83,14 @@ def normal(seed: int, *shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
+def unmoved(before, after) -> set[str]:
+    """Paths of leaves that training left bit for bit as they were, which no gradient reached; what the released code
+    has and does not use is left out."""
+    pairs = zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
+    names = {jax.tree_util.keystr(path, simple=True, separator="/") for (path, a), b in pairs if (a == b).all()}
+    return {name for name in names if "unused" not in name}
+
+
 def relative(tree, other) -> float:
     """Norm of the difference over the norm of `other`."""
     difference = jax.tree.map(lambda a, b: jnp.sum(jnp.square(a - b)), tree, other)

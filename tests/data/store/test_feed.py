@@ -106,6 +106,17 @@ def test_one_host_becomes_three_in_the_middle_of_an_epoch(folder):
     assert take(one, 2) == whole[16:24]
 
 
+@pytest.mark.parametrize("processes", [2, 3])
+def test_the_rows_of_all_hosts_are_the_rows_of_one(folder, processes):
+    """Noise is drawn by row: a batch of 6 windows has the same rows, in order, on any number of hosts."""
+    whole = take(windows([folder], 7, 6), 4)
+    own = 6 // processes
+    parts = [take(windows([folder], 7, own, process_index=h, process_count=processes), 4) for h in range(processes)]
+    for step in range(4):
+        rows = [row for part in parts for row in part[own * step : own * (step + 1)]]
+        assert rows == whole[6 * step : 6 * (step + 1)]
+
+
 @pytest.mark.parametrize("threads", [0, 1, 4])
 def test_threads_do_not_change_the_order(folder, threads):
     assert take(windows([folder], 7, 4, threads=threads), 5) == take(windows([folder], 7, 4), 5)

@@ -83,22 +83,45 @@ def test_the_autoencoder_learns(wan, batch):
     assert set(stage.export(state)) == {"vae"}
 
 
-@pytest.mark.slow
-def test_statistics_are_those_of_the_latents(world, batch, wan):
-    """Built with the measured statistics the latents of the training clips have mean 0 and deviation 1; the running
-    ones lag behind weights that still move, here by a few per cent."""
-    _, state, _ = wan
-    cfg = autoencoder.measured(world.vae, state)
-    state = state._replace(stream=None)
-    mean, _ = jax.jit(lambda p, v: model.encode_moments(p, world.vae, v))(state.params, batch.video)
-    statistics = autoencoder.Statistics(mean.mean((0, 1, 2, 3)), jnp.square(mean).mean((0, 1, 2, 3)))
-    exact = autoencoder.measured(world.vae, state._replace(stream=statistics))
-    latents = model.normalize(exact, mean)
+def test_statistics_are_those_of_whole_clips_latents(world, batch):
+    """Built with the statistics that the exported weights are measured to have, worlds have latents of mean 0 and
+    deviation 1, over two batches as over one of both."""
+    params = model.init(jax.random.key(0), world.vae)
+    clips = batch.video[:, :5]
+    run = jax.jit(lambda video: autoencoder.statistics(params, world.vae, video))
+    cfg = autoencoder.measured(world.vae, [run(clips[:1]), run(clips[1:])])
+    latents = model.normalize(cfg, jax.jit(lambda v: model.encode_moments(params, world.vae, v)[0])(clips))
     np.testing.assert_allclose(latents.mean((0, 1, 2, 3)), 0, atol=1e-4)
     np.testing.assert_allclose(latents.std((0, 1, 2, 3)), 1, atol=1e-3)
-    assert len(cfg.latent_mean) == len(cfg.latent_std) == world.vae.latent_channels
-    assert min(cfg.latent_std) > 0
-    assert cfg.latent_std != world.vae.latent_std
+
+
+def untrained_taps(world, frames):
+    """Paths of kernels, tap by tap where they have three, that a loss on a clip of so many frames has no gradient
+    of."""
+    params = model.init(jax.random.key(0), world.vae)
+    video = tiny.normal(3, 1, frames, 8, 8, 3)
+
+    def loss(params):
+        mean, log_variance = model.encode_moments(params, world.vae, video, whole=True)
+        return jnp.square(model.decode(params, world.vae, mean, whole=True) - video).mean() + log_variance.mean()
+
+    grads = jax.jit(jax.grad(loss))(params)
+    found = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        temporal = name.endswith("/kernel") and ("/time/" in name or (leaf.ndim == 4 and leaf.shape[2] % 3 == 0))
+        taps = jnp.split(leaf, 3, -2) if temporal and "/conv/" not in name else [leaf]
+        found |= {f"{name} tap {index}" for index, tap in enumerate(taps) if not (tap != 0).any()}
+    return found
+
+
+@pytest.mark.slow  # two gradients of the VAE, half a minute each to compile
+def test_the_least_clip_trains_every_tap_and_a_shorter_one_does_not(world):
+    least = model.trained_latents(world.vae)
+    assert least == 4
+    assert untrained_taps(world, 4 * (least - 1) + 1) == set()
+    shorter = untrained_taps(world, 4 * (least - 2) + 1)
+    assert shorter == {"decoder/up_0/time/kernel tap 0"}
 
 
 def test_crops_are_parts_of_their_clips(batch):

@@ -161,12 +161,14 @@ def test_t2_3_and_t2_4_training_passes_equal_the_stream(passes):
 
 def run(stage, batch, steps, pretrained):
     state = jax.jit(stage.init)(jax.random.key(0), pretrained)
+    before = jax.tree.map(np.asarray, state.params)
     step = jax.jit(stage.step, donate_argnums=0)
     losses = []
     for _ in range(steps):
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     assert step._cache_size() == 1
+    assert not tiny.unmoved(before, state.params)
     return stage, state, losses
 
 
