@@ -5,6 +5,7 @@
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -50,7 +51,8 @@ def encoded(recording, tmp_path_factory) -> Path:
 
 
 def run_program(*args) -> int:
-    return subprocess.run([sys.executable, encoding.__file__, *map(str, args)], timeout=300).returncode
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # it shares files with other tests, as this one does
+    return subprocess.run([sys.executable, encoding.__file__, *map(str, args)], timeout=300, env=env).returncode
 
 
 def items_of(folder) -> dict[str, latents.Item]:

@@ -1,9 +1,10 @@
 """Batches of windows for training, from one or more datasets (grain).
 
 Every epoch is a shuffle of all clips by (seed, epoch), each clip giving one window at a random offset. Epochs follow
-one another in one endless order of windows, and position p of it is a function of (seed, p) alone. Host h of n takes
-the positions p with p % n == h. So the whole state of an iterator is how many windows all hosts have taken together:
-it continues exactly from there, with any number of hosts, and no clip is repeated or lost within an epoch.
+one another in one endless order of windows, and position p of it is a function of (seed, p) alone. Each batch is cut
+into consecutive rows, a host's own each, so rows lie in the same order for any number of hosts. The whole state of an
+iterator is how many windows all hosts have taken together: it continues exactly from there, with any number of hosts,
+and no clip is repeated or lost within an epoch.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ STAGE = LongStage(
     latents=6,
     new_latents=4,
     overlap=2,
-    max_latents=10,
+    max_latents=14,
     ratio=2,
     guidance=2.0,  # without it teacher and new critic agree, and the first update is none
     dtype="float32",
@@ -100,13 +100,13 @@ def test_t4_1_and_t4_4_a_stream_kept_alive_is_one_long_rollout(world):
 
 
 def test_t4_6_streams_begin_anew_before_they_grow_too_long(states):
-    """2 + 4 + 4 latents are 10: every second step starts over, at the pictures of its own batch."""
+    """2 + 4 + 4 + 4 latents are 14: every third step starts over, at the pictures of its own batch."""
     states, metrics = states
-    assert [int(told["stream_frames"]) for told in metrics] == [6, 10, 6, 10, 6]
+    assert [int(told["stream_frames"]) for told in metrics] == [6, 10, 14, 6, 10]
     for index, state in enumerate(states[1:]):
         assert int(state.stream.frames) <= STAGE.max_latents
         np.testing.assert_array_equal(state.stream.state.position, state.stream.frames)
-        newest = tiny.clips(tiny.world(), BATCH, STAGE.max_latents, seed=index // 2 * 2)
+        newest = tiny.clips(tiny.world(), BATCH, STAGE.max_latents, seed=index // 3 * 3)
         np.testing.assert_array_equal(state.stream.clips.features, newest.features)
     # A stream that begins anew remembers nothing: with the same weights it would be the same from any earlier state.
     assert not np.array_equal(states[1].stream.tail, states[2].stream.tail)
@@ -129,7 +129,7 @@ def test_t5_7_micro_batches_carry_the_same_streams_on(world, states):
 
 
 def test_a_new_stream_forgets_the_old_one(world, stage, states):
-    state = states[0][2]  # at its end: the next step starts over
+    state = states[0][3]  # at its end: the next step starts over
     batch = tiny.clips(world, BATCH, STAGE.max_latents, seed=9)
     spoilt = state._replace(stream=jax.tree.map(lambda leaf: leaf if leaf.ndim == 0 else leaf + 1, state.stream))
     step = jax.jit(stage.step)
