@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mgjax.config import Settings, WorldConfig
-from mgjax.models import taehv, vae
+from mgjax.models import codecs, taehv
 from mgjax.train.parts.network import network_of
 from mgjax.train.parts.rolling import chunk_rows
 from mgjax.types import Actions
-from mgjax.world import build
+from mgjax.world import World
 
 SECONDS = (1, 2, 5)
 _AROUND = 2  # frames before and after a second whose errors count with it
@@ -46,8 +46,9 @@ def worst_frame(
     decoder."""
 
     def errors(params, video):
-        z = vae.encode(params["vae"], world.vae, video)
-        model, name = (taehv, "taehv") if fast else (vae, "vae")
+        codec = codecs.of(world.vae)
+        z = codec.encode(params["vae"], world.vae, video)
+        model, name = (taehv, "taehv") if fast else (codec, "vae")
         made = model.decode(params[name], getattr(world, name), z)
         return jnp.square(jnp.clip(made, -1, 1) - video).mean((1, 2, 3))[0]
 
@@ -58,7 +59,7 @@ def worst_frame(
 
 def student_pixels(world: WorldConfig, params: dict, video: Float[Array, "b f h w 3"], actions: Actions) -> Pixels:
     """Of the few-step world `params` ("dit", "vae", "clip"), from each clip's first picture on by its actions."""
-    functions = build(world, Settings("float32"))
+    functions = World(world, Settings("float32"))
     net = network_of(world, "float32", "xla")
     chunks = (video.shape[1] + net.stride - 1) // world.chunk_frames
 
@@ -67,7 +68,7 @@ def student_pixels(world: WorldConfig, params: dict, video: Float[Array, "b f h 
         keys = jax.random.split(jax.random.key(0), image.shape[0])
         state = functions.begin(params, functions.encode(params, image), keys)
         frames, _ = functions.rollout(params, state, chunk_rows(net, actions, 0, chunks))
-        frames = jnp.moveaxis(frames, 0, 1).reshape(image.shape[0], -1, *image.shape[1:])
+        frames = jnp.moveaxis(frames.pixels, 0, 1).reshape(image.shape[0], -1, *image.shape[1:])
         return frames[:, net.stride - 1 :].astype(jnp.float32) / 127.5 - 1
 
     swapped = jax.tree.map(lambda rows: jnp.roll(rows, 1, 0), actions)

@@ -80,7 +80,7 @@ def measure(
             psnr, frame = worst_frame(world, params, _pixels(window), fast=record.gives == "taehv")
             facts["worst_frame"] = {"psnr": psnr, "frame": frame, "frames": window.frames.shape[1]}
         return facts
-    params = {part: checkpoint.load(folder, part, dtype=np.float32) for part in ("dit", "vae", "clip")}
+    params = {part: checkpoint.load(folder, part, dtype=np.float32) for part in ("dit", *world.encoders)}
     if clips is not None:
         facts["control"] = measure_control(cfg, name, params["dit"], clips)._asdict()
     if record.few_steps and window is not None:

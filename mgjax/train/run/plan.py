@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from mgjax import flops, sharding
 from mgjax.errors import InputError
-from mgjax.models import dit, taehv, vae
+from mgjax.models import codecs, dit, taehv
 from mgjax.programs import memory_order
 from mgjax.train.run.loop import abstract_state, jit_step
 from mgjax.train.stage import Stage, step_spec
@@ -98,7 +98,7 @@ def shapes_before(cfg: TrainConfig, name: str) -> dict:
     net = cfg.world.dit if layers is None else dataclasses.replace(cfg.world.dit, num_action_layers=layers)
     teacher = jax.eval_shape(lambda key: dit.init(key, net), jax.random.key(0))
     shapes = {
-        "vae": jax.eval_shape(lambda key: vae.init(key, cfg.world.vae), jax.random.key(0)),
+        "vae": jax.eval_shape(lambda key: codecs.init(key, cfg.world.vae), jax.random.key(0)),
         "taehv": jax.eval_shape(lambda key: taehv.init(key, cfg.world.taehv), jax.random.key(0)),
         "dit": teacher,
         "teacher": teacher,
