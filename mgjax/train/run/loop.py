@@ -114,7 +114,7 @@ def abstract_state(stage: Stage, mesh: Mesh, pretrained: dict) -> TrainState:
     return sharding.with_shardings(shapes, sharding.tree_shardings(shapes, mesh))
 
 
-def jit_step(stage: Stage, mesh: Mesh, state: TrainState) -> Callable:
+def jit_step(stage: Stage, mesh: Mesh, state: TrainState) -> jax.stages.Wrapped:
     """The stage's step over the mesh: the state stays where it is and is donated, the batch lies over data and fsdp.
 
     `state` may be shapes with shardings.
