@@ -212,16 +212,18 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Intervals in steps; 0 leaves the thing out."""
+    """Intervals are in steps where their names do not say otherwise; 0 leaves the thing out."""
 
     log_every: int = 10
     save_every: int = 500
+    save_minutes: float = 30.0  # a checkpoint is also due when the last one is so old
     keep: int = 3  # newest checkpoints that stay
     validate_every: int = 1000
     sample_every: int = 1000
     control_clips: int = 0  # held-out clips that every stage is tried on when it is done, on one device
     max_nonfinite: int = 3  # steps with a non-finite loss or gradient before the run stops
     heartbeat_s: int = 100  # a process that is silent for longer makes the others abort
+    hang_s: int = 3600  # a process whose step takes longer, once compiled, says where it stands and ends with status 1
 
 
 STAGES = ("vae", "taehv", "foundation", "causal", "few_step", "self_forcing", "long")

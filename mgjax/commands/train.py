@@ -37,8 +37,10 @@ def main(
         if name not in cfg.stages():
             raise InputError(f"{config} has no stage {name!r}; it has {', '.join(cfg.stages())}")
 
+    from mgjax.loading import use_compilation_cache
     from mgjax.train.run import processes
 
+    use_compilation_cache()
     processes.start(cfg.run.heartbeat_s)
     from mgjax.train.run.ladder import train_stage
 

@@ -21,9 +21,9 @@ from mgjax import flops, sharding
 from mgjax.errors import InputError
 from mgjax.io.files import atomic_path
 from mgjax.train.parts.optim import mean_over
+from mgjax.train.run import processes
 from mgjax.train.run.checkpoints import Checkpoints
 from mgjax.train.run.log import Log
-from mgjax.train.run.processes import Stop
 from mgjax.train.stage import Stage, TrainState, step_spec
 from mgjax.train_config import RunConfig
 
@@ -78,7 +78,12 @@ def run(job: Job, cfg: RunConfig, folder: Path, *, resume: bool) -> Result:
     start = int(state.step)
     step_program = jit_step(job.stage, job.mesh, state)
     prepare, evaluate = _preparer(job), _evaluator(job)
-    with Log(folder, job.stage.name, start, job.steps, active=jax.process_index() == 0) as log, Stop() as stop:
+    clock = processes.Clock(cfg.save_minutes * 60)
+    with (
+        Log(folder, job.stage.name, start, job.steps, active=jax.process_index() == 0) as log,
+        processes.Stop() as stop,
+        processes.Watchdog(cfg.hang_s) as watchdog,
+    ):
         watch = _Watch(job, cfg, folder, log, nonfinite, _work(job, state))
         if evaluate and start == 0:
             log.write(0, "validation", _fetch(evaluate(state)))
@@ -87,8 +92,12 @@ def run(job: Job, cfg: RunConfig, folder: Path, *, resume: bool) -> Result:
             with jax.set_mesh(job.mesh):
                 state, metrics = step_program(state, prepare(step, sharding.place(rows, layout, job.batch)))
             watch.saw(step, metrics, rows)
+            if step > start + 1:  # the first step, which compiles, is done
+                watchdog.alive()
             last, leave = step == job.steps, stop.wanted(step)
-            if leave or last or _due(step, cfg.save_every, last):
+            late = step % cfg.log_every == 0 and clock.rang()
+            if leave or last or late or _due(step, cfg.save_every, last):
+                clock.reset()
                 watch.settle()
                 extra = {"feed": feed.get_state(), "fingerprint": job.fingerprint, "nonfinite": watch.nonfinite}
                 checkpoints.save(step, state, extra)

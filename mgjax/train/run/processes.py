@@ -9,8 +9,11 @@ MGJAX_COORDINATOR=auto leaves it to the cluster that JAX finds by itself (TPU VM
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
+import sys
+import time
 
 import jax
 
@@ -66,3 +69,47 @@ class Stop:
         from jax.experimental import multihost_utils
 
         return multihost_utils.reached_preemption_sync_point(step)
+
+
+class Clock:
+    """Rings once `seconds` have passed since it was last set, on all processes at the same step; never for 0."""
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self.reset()
+
+    def reset(self) -> None:
+        self._set = time.monotonic()
+
+    def rang(self) -> bool:
+        """Every process asks at the same steps; that of process 0 decides."""
+        if not self._seconds:
+            return False
+        rang = time.monotonic() - self._set >= self._seconds
+        if jax.process_count() == 1:
+            return rang
+        from jax.experimental import multihost_utils
+
+        return bool(multihost_utils.broadcast_one_to_all(rang))
+
+
+class Watchdog:
+    """Ends this process with status 1, and says where each of its threads stands, when nobody has called `alive` for
+    `seconds` after the first time: a collective that waits for ever is no death that others would notice. Nothing for
+    0.
+
+    Use as a context manager around a loop.
+    """
+
+    def __init__(self, seconds: int):
+        self._seconds = seconds
+
+    def __enter__(self):
+        return self
+
+    def alive(self) -> None:
+        if self._seconds:
+            faulthandler.dump_traceback_later(self._seconds, exit=True, file=sys.__stderr__)
+
+    def __exit__(self, *error):
+        faulthandler.cancel_dump_traceback_later()

@@ -3,6 +3,8 @@
 import dataclasses
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -13,6 +15,7 @@ import pytest
 from mgjax.errors import InputError
 from mgjax.sharding import make_mesh
 from mgjax.train.run import log, loop, report
+from mgjax.train.run.checkpoints import Checkpoints
 from mgjax.train_config import MeshConfig, RunConfig, TrainConfig
 
 _spec = importlib.util.spec_from_file_location("toy", Path(__file__).parents[1] / "toy.py")
@@ -60,6 +63,37 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     run(tmp_path, 4)
     with pytest.raises(InputError, match="holds a run already"):
         run(tmp_path, 8)
+
+
+def test_checkpoints_are_due_by_time_as_well(tmp_path):
+    run(tmp_path, 5, dataclasses.replace(RUN, save_every=0, save_minutes=1e-9))
+    assert Checkpoints(tmp_path / "checkpoints", 9).steps() == [2, 4, 5]  # at steps that are logged, and the last
+
+
+def test_a_step_that_hangs_ends_the_process_and_says_where(tmp_path):
+    """The feed stops giving after three batches."""
+    program = f"""
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {str(Path(toy.__file__).parent)!r})
+import jax, toy
+from mgjax.sharding import make_mesh
+from mgjax.train.run import loop
+from mgjax.train_config import MeshConfig, RunConfig
+
+class Feed(toy.Feed):
+    def __next__(self):
+        if self.position >= 3:
+            time.sleep(60)
+        return super().__next__()
+
+job = toy.job(make_mesh(MeshConfig()), 9)._replace(feed=lambda rows, batch: Feed(rows, batch))
+loop.run(job, RunConfig(validate_every=0, hang_s=1), Path({str(tmp_path)!r}), resume=False)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
+    assert "in __next__" in done.stderr
 
 
 def test_another_config_is_not_resumed(tmp_path):
