@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 _HOMES = {  # imported when they are asked for: jax takes a second, and `mgjax --help` has no use for it
     "load": "mgjax.loading",
-    "Model": "mgjax.loading",
+    "Model": "mgjax.stream.model",
     "Session": "mgjax.stream.session",
     "World": "mgjax.world",
     "Settings": "mgjax.config",

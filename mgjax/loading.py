@@ -10,24 +10,18 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 
 from mgjax import checkpoint
 from mgjax.config import PRESETS, AttentionChoice, DecoderChoice, DType, DTypeChoice, Settings, WorldConfig, preset
 from mgjax.errors import InputError
-from mgjax.io.image import as_picture
+from mgjax.export import artefact, exported
 from mgjax.io.tensors import open_tensors
 from mgjax.models import convert
-from mgjax.stream import snapshot
-from mgjax.stream.rows import num_chunks
-from mgjax.stream.session import Session
+from mgjax.stream.model import Model
 from mgjax.train_config import STAGES
 from mgjax.world import Params, World
-
-Picture = Any  # a path, a PIL.Image.Image, or an array [h, w, 3]: uint8, or float in [-1, 1]
 
 DEFAULT = "nano"  # the one model that comes with the package
 RELEASED = "universal"  # the one that is meant where a folder of released files holds several
@@ -50,9 +44,9 @@ def load(
     start on a machine compiles.
 
     Args:
-        name: "nano", whose weights come with mgjax; the folder that `mgjax convert` or `mgjax train` wrote; a folder
-            laid out like the released repository; or such a repository's name at Hugging Face, where the package
-            huggingface_hub is installed.
+        name: "nano", whose weights come with mgjax; the folder that `mgjax convert`, `mgjax train` or `mgjax export`
+            wrote; a folder laid out like the released repository; or such a repository's name at Hugging Face, where
+            the package huggingface_hub is installed.
         model: whose weights are to be taken from a released folder: universal (where not given), gta_drive, templerun.
         dtype: "float32" or "bfloat16"; "auto" is float32 on a CPU and bfloat16 on what computes in it.
         attention: "xla", "tiled" (for CPUs) or "cudnn" (NVIDIA); "auto" is what this device serves best.
@@ -64,80 +58,7 @@ def load(
     """
     use_compilation_cache()
     weights = find(name, model=model, random_weights=random_weights)
-    return weights.load(choose(weights.cfg, dtype, attention, decoder, weights.components))
-
-
-@dataclass(frozen=True, eq=False)
-class Model:
-    """A world and its weights. It starts streams, which keep of the weights what they need: the encoders of pictures
-    are let go of with the model."""
-
-    world: World
-    params: Params
-    source: str
-
-    @property
-    def cfg(self) -> WorldConfig:
-        """Sizes, keys and frame rate."""
-        return self.world.cfg
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """A short hash of the weights that streams use."""
-        return snapshot.fingerprint(self.world.streaming(self.params))
-
-    def __repr__(self) -> str:
-        cfg, how = self.cfg, self.world.settings
-        return (
-            f"<Model {cfg.name} from {self.source}: {cfg.width}x{cfg.height} at {cfg.fps} frames a second, keys"
-            f" {' '.join(cfg.control.keys)}; {how.dtype}, decoder {how.decoder}, attention {how.attention}>"
-        )
-
-    def start(
-        self,
-        picture: Picture | Sequence[Picture],
-        seed: int = 0,
-        *,
-        seeds: Sequence[int] | None = None,
-        frames: int | None = None,
-    ) -> Session:
-        """A stream from a picture; or several, stepped together, from several pictures or one picture and `seeds`.
-
-        Args:
-            picture: a file, a Pillow image or an array [h, w, 3], uint8 or float in [-1, 1]. Of any size: the largest
-                centred part with the world's shape is resized to it. Several: a list, or an array [b, h, w, 3].
-            seed: of the noise.
-            seeds: one for each stream, in place of `seed`.
-            frames: how many frames will be asked for at most, where that is known: a short stream's picture is encoded
-                in less time.
-
-        Raises:
-            InputError: a picture is none, or pictures and seeds differ in number.
-        """
-        horizon = None
-        if frames is not None:
-            if frames < 1:
-                raise InputError(f"a stream of {frames} frames has no frame")
-            horizon = num_chunks(self.cfg, frames - 1) * self.cfg.dit.chunk
-        return self._start(picture, [seed] if seeds is None else list(seeds), horizon)
-
-    def _start(self, picture: Picture | Sequence[Picture], seeds: list[int], horizon: int | None) -> Session:
-        several = isinstance(picture, list | tuple) or getattr(picture, "ndim", 0) == 4
-        pictures = [as_picture(one, self.cfg.height, self.cfg.width) for one in (picture if several else [picture])]
-        if not pictures or not seeds:
-            raise InputError("a stream needs a picture and a seed")
-        for seed in seeds:
-            check_seed(seed)
-        seeds = seeds * len(pictures) if len(seeds) == 1 else seeds
-        return Session.start(self.world, self.params, np.stack(pictures), seeds, horizon, self)
-
-    def resume(self, path: str | os.PathLike) -> Session:
-        """The streams that `Session.save` wrote; they go on as they would have.
-
-        Raises:
-            InputError: the file is damaged, or belongs to another model, other weights or settings.
-        """
-        return Session.load(self.world, self.params, path, self)
+    return weights.load(weights.choose(dtype, attention, decoder))
 
 
 @dataclass(frozen=True)
@@ -151,14 +72,47 @@ class Weights:
     """(component, dtype) -> its parameters."""
     random: bool = False
 
-    def load(self, settings: Settings, *, encoders: bool = True) -> Model:
-        """The model; without `encoders` one that only resumes streams, of fewer weights."""
-        world = World(self.cfg, settings)
-        names = dict.fromkeys(["dit", *(self.cfg.encoders if encoders else ()), settings.decoder])
-        return Model(world, {name: self.read(name, settings.dtype) for name in names}, self.source)
+    def choose(
+        self, dtype: DTypeChoice = "auto", attention: AttentionChoice = "auto", decoder: DecoderChoice = "auto"
+    ) -> World:
+        """The world as it is to be computed here (`choose`)."""
+        return World(self.cfg, choose(self.cfg, dtype, attention, decoder, self.components))
+
+    def load(self, world: World, *, encoders: bool = True) -> Model:
+        """The model of a world of `choose`; without `encoders` one that only resumes streams, of fewer weights."""
+        how = world.settings
+        names = dict.fromkeys(["dit", *(self.cfg.encoders if encoders else ()), how.decoder])
+        return Model(world, {name: self.read(name, how.dtype) for name in names}, self.source)
 
 
-def find(name: str | os.PathLike, *, model: str | None = None, random_weights: bool = False) -> Weights:
+@dataclass(frozen=True)
+class Artefact:
+    """What `mgjax export` wrote, before its weights are read: as `Weights`, computed as it was exported."""
+
+    world: exported.ExportedWorld
+    source: str
+    random: bool = False
+
+    @property
+    def cfg(self) -> WorldConfig:
+        """Sizes, keys and frame rate."""
+        return self.world.cfg
+
+    def choose(
+        self, dtype: DTypeChoice = "auto", attention: AttentionChoice = "auto", decoder: DecoderChoice = "auto"
+    ) -> exported.ExportedWorld:
+        """The world; InputError where it was exported to be computed in another way."""
+        for name, wanted in {"dtype": dtype, "attention": attention, "decoder": decoder}.items():
+            if wanted not in ("auto", fixed := getattr(self.world.settings, name)):
+                raise InputError(f"{self.source} was exported with {name} {fixed}: export it again for {wanted}")
+        return self.world
+
+    def load(self, world: exported.ExportedWorld, *, encoders: bool = True) -> Model:
+        """The model; its encoders come with it."""
+        return exported.load(self.source)
+
+
+def find(name: str | os.PathLike, *, model: str | None = None, random_weights: bool = False) -> Weights | Artefact:
     """The weights that `name` stands for, as in `load`."""
     name = os.fspath(name)
     if model is not None:
@@ -167,6 +121,11 @@ def find(name: str | os.PathLike, *, model: str | None = None, random_weights: b
         if name not in PRESETS:
             raise InputError(f"random weights are those of a preset, and {name!r} is none of {', '.join(PRESETS)}")
         return _random(PRESETS[name])
+    if (Path(name) / artefact.MANIFEST).is_file():
+        world = exported.open_world(Path(name))
+        if model not in (None, world.cfg.name):
+            raise InputError(f"{name} holds the model {world.cfg.name}, not {model}")
+        return Artefact(world, name)
     if name == DEFAULT:
         return _checkpoint(checkpoint.SHIPPED, model, DEFAULT)
     if Path(name).exists():
@@ -286,12 +245,6 @@ def _capability(device: jax.Device) -> float | None:
         return float(device.compute_capability) if device.platform in ("gpu", "cuda") else None
     except (AttributeError, ValueError):
         return None
-
-
-def check_seed(seed: int) -> None:
-    """InputError for a seed that the generators do not take."""
-    if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
-        raise InputError(f"{seed!r} is no seed: a seed is a whole number from 0 to {2**32 - 1}")
 
 
 def use_compilation_cache() -> None:

@@ -49,21 +49,21 @@ def main(
     from mgjax import loading
     from mgjax.eval import bench
     from mgjax.io.files import atomic_path, check_writable
-    from mgjax.world import World
+    from mgjax.stream.model import check_seed
 
     if batch < 1 or chunks < 2:
         raise InputError("a benchmark needs at least one stream and two chunks")
-    loading.check_seed(seed)
+    check_seed(seed)
     if json is not None:
         check_writable(json)
     console = Console(highlight=False)
     untrained = weights is None and model not in (None, loading.DEFAULT)
     found = loading.find(weights or model or loading.DEFAULT, model=model, random_weights=untrained)
-    world = World(found.cfg, loading.choose(found.cfg, dtype, attention, decoder, found.components))
+    world = found.choose(dtype, attention, decoder)
     with console.status("compiling") as status:
         report = bench.inspect(world, batch) if compile_only else bench.measure(
             world,
-            lambda: found.load(world.settings).params,
+            lambda: found.load(world).params,
             batch=batch,
             chunks=chunks,
             seed=seed,

@@ -36,8 +36,8 @@ def main(
     Args:
         image: the first frame: a picture of any size, cropped to the model's shape.
         model: universal, gta_drive, templerun or nano (default: what the weights are of, else nano).
-        weights: a folder that `mgjax convert` or `mgjax train` made, or one of released files, or OWNER/NAME at
-            Hugging Face.
+        weights: a folder that `mgjax convert`, `mgjax train` or `mgjax export` made, or one of released files, or
+            OWNER/NAME at Hugging Face.
         random_weights: run without weights, to try the machine; the video is noise.
         chunks: length in chunks of 12 frames; the first has 9 (default: as long as the actions).
         seed: of the noise, and of `--actions bench`.
@@ -51,9 +51,9 @@ def main(
     from mgjax import loading
     from mgjax.io.actions import MAX_ROWS, load_actions
     from mgjax.io.files import check_writable
+    from mgjax.stream.model import check_seed
     from mgjax.stream.rows import chunk_rows, fit, num_chunks
     from mgjax.types import Actions
-    from mgjax.world import World
 
     if (image is None) == (state is None):
         raise InputError("give either --image, to begin a world, or --state, to go on in one")
@@ -61,7 +61,7 @@ def main(
         raise InputError(f"--chunks {chunks}: at least one chunk is needed")
     if weights is not None and random_weights:
         raise InputError("--weights and --random-weights exclude each other")
-    loading.check_seed(seed)
+    check_seed(seed)
     for path in (out, save_state):
         if path is not None and path.is_dir():
             raise InputError(f"cannot write {path}: it is a folder")
@@ -71,7 +71,7 @@ def main(
         raise InputError(f"--out and --save-state are both {out}")
     found = loading.find(weights or model or loading.DEFAULT, model=model, random_weights=random_weights)
     cfg, resumed = found.cfg, state is not None
-    settings = World(cfg, loading.choose(cfg, dtype, attention, decoder, found.components)).settings
+    world = found.choose(dtype, attention, decoder)
     length = None
     if chunks is not None:
         length = chunk_rows(cfg, chunks, resumed=resumed)
@@ -84,10 +84,10 @@ def main(
     # Chunks are whole: the rows of the last one are filled up with idle ones, which are seen in the video as well.
     chunks = num_chunks(cfg, len(keyboard), resumed=resumed) if chunks is None else chunks
     rows = fit(cfg, rows, chunk_rows(cfg, chunks, resumed=resumed))
-    _stream(found, settings, image, state, rows, seed, out, overlay, save_state)
+    _stream(found, world, image, state, rows, seed, out, overlay, save_state)
 
 
-def _stream(found, settings, image, state, rows, seed, out, overlay, save_state) -> None:
+def _stream(found, world, image, state, rows, seed, out, overlay, save_state) -> None:
     """Loads, plays `rows` and writes their frames as they come."""
     from rich.console import Console
 
@@ -107,7 +107,7 @@ def _stream(found, settings, image, state, rows, seed, out, overlay, save_state)
     size = scale * cfg.height, scale * cfg.width
     with VideoWriter(out, *size, cfg.fps) as video, progress_bar(console) as progress:
         task = progress.add_task("loading", total=None)
-        model = found.load(settings, encoders=state is None)
+        model = found.load(world, encoders=state is None)
         progress.update(task, description="encoding the picture" if state is None else "loading the state")
         if state is None:
             # A stream that ends here needs no more of the picture's condition; one that is saved may go on without end.

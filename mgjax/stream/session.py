@@ -25,7 +25,7 @@ from mgjax.stream.rows import Rows, chunk_of, script_of
 from mgjax.types import Frames, StreamState
 
 if TYPE_CHECKING:
-    from mgjax.loading import Model, Picture
+    from mgjax.stream.model import Model, Picture
     from mgjax.world import Params, World
 
 

@@ -1,0 +1,220 @@
+"""An artefact streams as the world that it was made of, or says in a sentence why not (docs/export.md)."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import mgjax
+from mgjax.config import PRESETS, LinearConfig, SamplerConfig, Settings
+from mgjax.errors import InputError
+from mgjax.export import artefact, exported, write
+from mgjax.export.check import check
+from mgjax.export.functions import functions
+from mgjax.stream.model import Model
+from mgjax.stream.session import Session
+from mgjax.world import World
+
+
+def _linear(small):
+    """The small world without a VAE or an image tower, which remembers its past in noise."""
+    return dataclasses.replace(
+        small,
+        dit=dataclasses.replace(small.dit, num_layers=1, image_tokens=0, image_dim=1, mask_channels=1),
+        vae=LinearConfig(frames=4, rows=8, columns=8, latent_channels=16),
+        sampler=SamplerConfig(steps=(1000, 500), context=0.1),
+    )
+
+
+@pytest.fixture(scope="module", params=["linear", pytest.param("vae", marks=pytest.mark.slow)])
+def model(request, small, small_params):
+    if request.param == "vae":
+        world = World(small, Settings("float32", attention="xla"))
+        return Model(world, jax.tree.map(jax.numpy.asarray, small_params), "tests")
+    world = World(_linear(small), Settings("float32", attention="xla"))
+    params = {name: tree for name, tree in world.init(jax.random.key(0)).items() if name in ("dit", "vae")}
+
+    def draw(leaf):  # what begins as zeros would hide what it multiplies
+        return leaf if leaf.any() else 0.2 * jax.random.normal(jax.random.key(1), leaf.shape)
+
+    return Model(world, jax.tree.map(draw, params), "tests")
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "small"
+    platforms = ("cpu", "tpu") if "clip" in model.params else ("cpu",)
+    write.write(folder, model.world, model.params, platforms=platforms)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def artefact_model(folder):
+    return mgjax.load(folder)
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    """A copy of the artefact, to be damaged."""
+    import shutil
+
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def _picture(cfg):
+    return np.random.default_rng(0).integers(0, 256, (cfg.height, cfg.width, 3), np.uint8)
+
+
+def test_the_frames_are_the_worlds_bit_for_bit_also_saved_forked_and_replaced(model, artefact_model, tmp_path):
+    picture = _picture(model.cfg)
+    ours, its = model.start(picture, seed=4), artefact_model.start(picture, seed=4)
+    for keys in ("w", "wd", "a"):
+        np.testing.assert_array_equal(its.step(keys)[0], ours.step(keys)[0])
+    assert artefact_model.fingerprint == model.fingerprint
+    its.save(tmp_path / "state")
+    fork = its.fork()
+    expected = ours.step("s+up")[0]
+    np.testing.assert_array_equal(its.step("s+up")[0], expected)
+    np.testing.assert_array_equal(fork.step("s+up")[0], expected)
+    # A stream goes on in the artefact where it was saved in a world, and the other way.
+    np.testing.assert_array_equal(model.resume(tmp_path / "state").step("s+up")[0], expected)
+    np.testing.assert_array_equal(artefact_model.resume(tmp_path / "state").step("s+up")[0], expected)
+    its.replace(0, picture, seed=4)
+    np.testing.assert_array_equal(its.step("w")[0], model.start(picture, seed=4).step("w")[0])
+
+
+def test_nothing_is_compiled_once_a_stream_runs_and_chunks_take_no_longer(artefact_model):
+    from mgjax.eval.bench import CompilationCounter
+
+    session = artefact_model.start(_picture(artefact_model.cfg))
+    session.step("w")
+    with CompilationCounter() as counter:
+        for _ in range(8):
+            session.step("wd")
+    assert counter.count == 0
+
+
+def test_check_passes_and_can_fail(folder, copy):
+    result = check(folder)
+    assert result.passed
+    assert result.identical == (True, True, True)
+    assert result.whole
+    weights = copy / artefact.WEIGHTS
+    data = bytearray(weights.read_bytes())
+    data[-4:] = np.float32(3).tobytes()  # another weight, under a checksum that fits
+    weights.write_bytes(data)
+    manifest = json.loads((copy / artefact.MANIFEST).read_text())
+    manifest["files"][artefact.WEIGHTS] = artefact.sha256(weights)
+    (copy / artefact.MANIFEST).write_text(json.dumps(manifest))
+    assert not check(copy).passed
+
+
+def test_what_is_damaged_is_refused_by_name(copy):
+    program = copy / "programs" / "commit.b1.stablehlo"
+    data = program.read_bytes()
+    program.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(InputError, match=r"commit\.b1\.stablehlo was changed"):
+        exported.load(copy)
+    program.unlink()
+    with pytest.raises(InputError, match=r"commit\.b1\.stablehlo cannot be read"):
+        exported.load(copy)
+    (copy / artefact.MANIFEST).write_text("{")
+    with pytest.raises(InputError, match=r"manifest\.json cannot be read"):
+        exported.load(copy)
+    (copy / artefact.MANIFEST).write_text('{"format": "mgjax artefact 0"}')
+    with pytest.raises(InputError, match="another format"):
+        exported.load(copy)
+    (copy / artefact.MANIFEST).unlink()
+    with pytest.raises(InputError, match=r"no artefact of `mgjax export`"):
+        exported.load(copy)
+
+
+def _changed(folder, **parts):
+    path = folder / artefact.MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | parts))
+
+
+def test_a_manifest_names_no_file_outside_and_no_field_of_another_kind(copy):
+    _changed(copy, files={"../other": "0"})
+    with pytest.raises(InputError, match="outside of the artefact"):
+        exported.load(copy)
+    _changed(copy, files={}, batches=["one"])
+    with pytest.raises(InputError, match=r"is damaged.*batches"):
+        exported.load(copy)
+
+
+def test_what_was_made_for_others_is_refused(copy, folder, artefact_model):
+    with pytest.raises(InputError, match="for 1 streams side by side, not for 2"):
+        artefact_model.start(_picture(artefact_model.cfg), seeds=[0, 1]).step("w")
+    with pytest.raises(InputError, match="exported with dtype float32"):
+        mgjax.load(folder, dtype="bfloat16")
+    with pytest.raises(InputError, match="holds the model small, not nano"):
+        mgjax.load(folder, model="nano")
+    _changed(copy, platforms=["cuda"])
+    with pytest.raises(InputError, match="exported for cuda, and this device is cpu"):
+        exported.load(copy)
+
+
+def test_a_program_of_another_version_is_refused_by_name(copy):
+    program = copy / "programs" / "encode.b1.stablehlo"
+    program.write_bytes(b"of the future")
+    manifest = json.loads((copy / artefact.MANIFEST).read_text())
+    manifest["files"]["programs/encode.b1.stablehlo"] = artefact.sha256(program)
+    manifest["versions"]["jax"] = "99.0"
+    (copy / artefact.MANIFEST).write_text(json.dumps(manifest))
+    model = exported.load(copy)
+    with pytest.raises(InputError, match=r"made by jax 99\.0 and cannot be read by jax"):
+        model.start(_picture(model.cfg))
+
+
+def test_an_artefact_is_not_written_over_anything(model, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is there already"):
+        write.write(tmp_path, model.world, model.params)
+    with pytest.raises(InputError, match=r"no artefact of `mgjax export`"):
+        write.write(tmp_path, model.world, model.params, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(InputError, match="no platform 'metal'"):
+        write.write(tmp_path / "new", model.world, model.params, platforms=("metal",))
+
+
+def test_an_artefact_is_loaded_without_the_training_code(folder):
+    code = (
+        "import sys, mgjax.export as e; m = e.load(sys.argv[1]);"
+        "print(sorted(n for n in sys.modules if n.split('.')[0] in ('flax', 'optax', 'orbax', 'grain', 'scipy')"
+        " or n.startswith(('mgjax.models', 'mgjax.train', 'mgjax.data'))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("name", [name for name, cfg in PRESETS.items() if cfg.dit.window is not None])
+def test_every_preset_lowers_for_accelerators_from_here(name, platform):
+    cfg = PRESETS[name]
+    # nano's heads are too narrow for cuDNN.
+    attention = "cudnn" if platform == "cuda" and cfg.dit.head_dim % 8 == 0 and name != "nano" else "xla"
+    world = World(cfg, Settings("bfloat16", attention=attention))
+    params = jax.eval_shape(world.init, jax.random.key(0))
+    for kind, function in functions(world, params, 1).items():
+        if kind in artefact.PROGRAMS:
+            assert len(write.lower(function, write.used(function), (platform,))) > 1000
+
+
+@pytest.mark.slow
+def test_a_long_stream_through_an_artefact_takes_the_same_time_at_its_end(artefact_model):
+    import time
+
+    session: Session = artefact_model.start(_picture(artefact_model.cfg))
+    times = []
+    for _ in range(500):
+        begun = time.perf_counter()
+        session.step("w")
+        times.append(time.perf_counter() - begun)
+    # Medians of 50 chunks; the factor is what other processes of a shared machine may take, growth would be tenfold.
+    assert np.median(times[-50:]) < 2 * np.median(times[5:55])
