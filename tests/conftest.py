@@ -1,6 +1,9 @@
 """Fixtures that several test packages share."""
 
 import dataclasses
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,17 @@ from mgjax.config import (
 )
 
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_configure(config):
+    """Programs that take half a second to compile are compiled once in a run: its workers, and the processes that they
+    start, share a folder of them, which begins empty and goes when the run ends.
+    """
+    if hasattr(config, "workerinput"):
+        return
+    folder = tempfile.mkdtemp(prefix="mgjax-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
 
 
 class Golden:
