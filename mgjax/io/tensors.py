@@ -192,6 +192,8 @@ def _json_object(path: Path, text: bytes) -> dict:
 
     try:
         table = json.loads(text, object_pairs_hook=unique)
+    except InputError:
+        raise
     except (ValueError, RecursionError):
         table = None
     if not isinstance(table, dict):
@@ -296,6 +298,8 @@ def _torch(path: Path) -> dict[str, LazyArray]:
             if entries[index[0]].file_size > _MAX_TABLE:
                 raise InputError(f"the table of {path} is too large to be one")
             pickled = archive.read(index[0])
+    except InputError:
+        raise
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
         raise InputError(
             f"{path} is no whole archive as PyTorch writes them since 1.6: it is damaged, cut short or older"

@@ -79,7 +79,7 @@ def chunk_of(cfg: WorldConfig, rows: Rows, streams: int, fresh: Sequence[bool]) 
         InputError: they are of another shape or number, or are no numbers.
     """
     lead = cfg.vae.temporal_stride
-    if isinstance(rows, list) and rows and (isinstance(rows[0], str | tuple)):
+    if isinstance(rows, list) and any(isinstance(row, str | tuple) for row in rows):
         if len(rows) != streams:
             raise InputError(f"there are rows for {len(rows)} streams, and {streams} run")
         each = [chunk_of(cfg, row, 1, [new]) for row, new in zip(rows, fresh, strict=True)]

@@ -94,6 +94,10 @@ def test_rows_of_each_stream():
     chunk = chunk_of(UNIVERSAL, ["w+right", "-"], 2, [True, False])
     np.testing.assert_array_equal(chunk.keyboard[0], FORWARD.keyboard)
     assert not chunk.keyboard[1].any()
+    lists = np.concatenate(FORWARD, -1).tolist()
+    mixed = chunk_of(UNIVERSAL, [lists, "-"], 2, [False, True])
+    for part, wanted in zip(mixed, chunk, strict=True):
+        np.testing.assert_array_equal(part, wanted)
 
 
 def test_eight_rows_are_a_first_chunk():
