@@ -13,6 +13,7 @@ from collections.abc import Iterator
 COMMANDS = {
     "generate": "make a video from a picture and a script of actions",
     "convert": "turn released weight files into a checkpoint, and back",
+    "export": "write a world as an artefact that needs no networks, or as a page without a server",
     "parity": "compare this code with reference tensors",
     "train": "train the stages of a ladder, from an autoencoder to a few-step student",
     "plan": "say what the stages of a ladder need on a cluster, before there is one",

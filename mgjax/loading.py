@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import os
@@ -26,6 +27,7 @@ from mgjax.world import Params, World
 DEFAULT = "nano"  # the one model that comes with the package
 RELEASED = "universal"  # the one that is meant where a folder of released files holds several
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
+_AMPERE = 8  # compute capability of the first GPUs whose bfloat16 is fast and whose attention cuDNN has
 _CUDNN_HEAD = 128  # widest head of cuDNN's attention on every GPU that has it
 
 
@@ -214,7 +216,7 @@ def choose(
     capability = _capability(device)
     if dtype == "auto":
         # NVIDIA GPUs before Ampere compute bfloat16 as float32, and slower.
-        slow = device.platform == "cpu" or (capability is not None and capability < 8)
+        slow = device.platform == "cpu" or (capability is not None and capability < _AMPERE)
         dtype = "float32" if slow else "bfloat16"
     refusal = _no_cudnn(cfg, dtype, capability)
     if attention == "auto":
@@ -226,9 +228,30 @@ def choose(
     return Settings(dtype, decoder, attention)
 
 
+def choose_for(
+    found: Weights,
+    platforms: Sequence[str],
+    dtype: DTypeChoice = "auto",
+    attention: AttentionChoice = "auto",
+    decoder: DecoderChoice = "auto",
+) -> World:
+    """The world as it is to be computed on `platforms` ("cpu", "cuda", "tpu"), which this machine need not have; "auto"
+    is what their newer devices are served best by."""
+    if dtype == "auto":
+        dtype = "float32" if "cpu" in platforms else "bfloat16"
+    if attention == "auto":
+        if tuple(platforms) == ("cuda",) and not _no_cudnn(found.cfg, dtype, _AMPERE):
+            attention = "cudnn"
+        else:
+            attention = "tiled" if tuple(platforms) == ("cpu",) else "xla"
+    # Whether this machine has cuDNN does not matter.
+    chosen = found.choose(dtype, "xla" if attention == "cudnn" else attention, decoder).settings
+    return World(found.cfg, dataclasses.replace(chosen, attention=attention))
+
+
 def _no_cudnn(cfg: WorldConfig, dtype: str, capability: float | None) -> str | None:
     """Why cuDNN's attention cannot be used, if so."""
-    if capability is None or capability < 8:
+    if capability is None or capability < _AMPERE:
         return "needs an NVIDIA GPU of the Ampere generation or later, and the extra `cuda`"
     if dtype != "bfloat16":
         return "computes in bfloat16 only"

@@ -23,6 +23,8 @@ def main(
     json: Path | None = None,
     profile: Path | None = None,
     compile_only: bool = False,
+    cold: bool = False,
+    trust_compiled: bool = False,
 ) -> int:
     """Streams the seeded composite and prints what it takes; exits with 1 if anything was compiled after warm-up.
 
@@ -41,6 +43,8 @@ def main(
         json: also write the figures to this file.
         profile: write a trace of the measured chunks into this folder (TensorBoard, Perfetto).
         compile_only: only state, temporaries and operations, which need no weights and no time to stream.
+        cold: instead, how long fresh processes take to their first frames, with nothing compiled before and again.
+        trust_compiled: with --cold, take the machine code that an artefact brings.
     """
     import json as json_format
 
@@ -57,6 +61,10 @@ def main(
     if json is not None:
         check_writable(json)
     console = Console(highlight=False)
+    if cold:
+        return _cold(
+            console, weights or model or loading.DEFAULT, model, dtype, attention, decoder, trust_compiled, json
+        )
     untrained = weights is None and model not in (None, loading.DEFAULT)
     found = loading.find(weights or model or loading.DEFAULT, model=model, random_weights=untrained)
     world = found.choose(dtype, attention, decoder)
@@ -78,6 +86,37 @@ def main(
     else:
         print(text)
     return 1 if report.get("compilations_after_warm_up") else 0
+
+
+def _cold(console, name, model, dtype, attention, decoder, trust_compiled, json) -> int:
+    """Times two fresh processes."""
+    import json as json_format
+
+    from rich.table import Table
+
+    from mgjax import loading
+    from mgjax.eval import bench, cold
+    from mgjax.io.files import atomic_path
+
+    found = loading.find(name, model=model, random_weights=name in loading.PRESETS and name != loading.DEFAULT)
+    found.choose(dtype, attention, decoder)
+    with console.status("two fresh processes"):
+        if isinstance(found, loading.Artefact):
+            times = cold.measure(name, artefact=True, trust_compiled=trust_compiled)
+        elif trust_compiled:
+            raise InputError(f"--trust-compiled is for artefacts, and {name} is none")
+        else:
+            options = {"model": model, "dtype": dtype, "attention": attention, "decoder": decoder}
+            times = cold.measure(name, artefact=False, random_weights=found.random, **options)
+    table = Table("seconds", *times, title=f"{name}, a fresh process to its first frames")
+    for step in (*cold.STEPS, "all"):
+        table.add_row(step, *(f"{run[step]:.2f}" for run in times.values()))
+    console.print(table)
+    report = json_format.dumps({"model": name, "seconds": times, "machine": bench.machine()}, indent=1)
+    if json is not None:
+        with atomic_path(json) as path:
+            path.write_text(report + "\n")
+    return 0
 
 
 def _table(report: dict):

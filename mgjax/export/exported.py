@@ -156,12 +156,19 @@ def open_world(folder: str | Path, *, verify: bool = False) -> ExportedWorld:
     return ExportedWorld(Path(folder).resolve(), artefact.read_manifest(Path(folder), verify=verify))
 
 
+def without_paths() -> None:
+    """Keeps the cache's own folder out of the keys of its entries, which XLA's caches of parts would put there: machine
+    code fits wherever it lies."""
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+
+
 def _take_compiled(folder: Path, manifest: Manifest) -> None:
     """Puts the artefact's machine code where JAX looks for that of programs that it has compiled before: under keys
     made of the program, the device, and the versions and options of the compiler."""
     place = jax.config.jax_compilation_cache_dir
     if place is None:
         raise InputError("the machine code of an artefact goes into JAX's compilation cache, and there is none")
+    without_paths()
     Path(place).mkdir(parents=True, exist_ok=True)
     for name in manifest.files:
         source = folder / name

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import pytest
 import mgjax
 from mgjax.config import PRESETS, LinearConfig, SamplerConfig, Settings
 from mgjax.errors import InputError
-from mgjax.export import artefact, exported, write
+from mgjax.export import artefact, compiled, exported, write
 from mgjax.export.check import check
 from mgjax.export.functions import functions
 from mgjax.stream.model import Model
@@ -60,8 +61,6 @@ def artefact_model(folder):
 @pytest.fixture
 def copy(folder, tmp_path):
     """A copy of the artefact, to be damaged."""
-    import shutil
-
     return shutil.copytree(folder, tmp_path / "copy")
 
 
@@ -190,6 +189,33 @@ def test_an_artefact_is_loaded_without_the_training_code(folder):
     )
     done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_machine_code_that_is_trusted_is_not_compiled_again(copy, tmp_path):
+    from mgjax.eval import cold
+
+    assert compiled.add(copy) > 0
+    assert artefact.read_manifest(copy).files.keys() >= {"weights.safetensors"}
+    code = (
+        "import sys, jax, numpy, mgjax.export as e; jax.config.update('jax_compilation_cache_dir', sys.argv[2]);"
+        "jax.config.update('jax_explain_cache_misses', True);"
+        "m = e.load(sys.argv[1], trust_compiled=sys.argv[3] == 'yes'); r = numpy.zeros((m.cfg.chunk_frames, 4));"
+        "s = m.start(numpy.zeros((m.cfg.height, m.cfg.width, 3), numpy.uint8)); s.step(r); s.step(r)"
+    )
+
+    def misses(trust):
+        command = [sys.executable, "-c", code, copy, tmp_path / trust, trust]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return {name for name in ("encode", "begin", "sample", "decode", "commit") if f"'jit_{name}'" in done.stderr}
+
+    assert misses("yes") == set()
+    assert misses("no") == {"encode", "begin", "sample", "decode", "commit"}
+    times = cold.measure(str(copy), artefact=True, trust_compiled=True)
+    assert times["first"]["all"] > 0
+    # The machine code is a cache: without it the artefact is whole.
+    shutil.rmtree(copy / artefact.COMPILED)
+    exported.load(copy)
 
 
 @pytest.mark.slow

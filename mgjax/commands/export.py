@@ -1,0 +1,140 @@
+"""`mgjax export`: a world that leaves the training code, as an artefact or as a page without a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from mgjax.config import AttentionChoice, DecoderChoice, DTypeChoice
+from mgjax.errors import InputError
+
+
+def main(
+    weights: Annotated[
+        str | None,
+        tyro.conf.Positional,
+        tyro.conf.arg(
+            metavar="[WEIGHTS]",
+            help="what to export, as of `mgjax generate` (default: the world that comes with mgjax).",
+        ),
+    ] = None,
+    /,
+    out: Path | None = None,
+    web: Path | None = None,
+    check: Path | None = None,
+    platform: tuple[Literal["cpu", "cuda", "tpu"], ...] = ("cpu",),
+    batch: tuple[int, ...] = (1,),
+    model: str | None = None,
+    decoder: DecoderChoice = "auto",
+    dtype: DTypeChoice = "auto",
+    attention: AttentionChoice = "auto",
+    compiled: bool = False,
+    random_weights: bool = False,
+    picture: tuple[Path, ...] = (),
+    note: str = "",
+    vendor: bool = False,
+    overwrite: bool = False,
+) -> int:
+    """Export a world: --out writes an artefact that streams with jax and numpy alone, --web a folder that any file host
+    can serve, in which a browser plays it. docs/export.md says what is in them and what is promised.
+
+    Args:
+        out: the folder of the artefact to write.
+        web: the folder of the page to write.
+        check: an artefact that is there: stream its three kept chunks again on this machine and compare.
+        platform: what the artefact is to run on; several are given one after another.
+        batch: how many streams can run side by side, a program for each number.
+        model: of weights for several models, which.
+        decoder: vae, the full video decoder, or taehv, the small fast one.
+        dtype: of the artefact's computation; auto is float32 for cpu, and bfloat16 for cuda and tpu.
+        attention: auto is tiled for cpu, xla for tpu and several platforms, and cudnn for cuda where it takes the
+            heads.
+        compiled: put machine code for this device into the artefact, so that its first start need not compile; only
+            who trusts it uses it (`mgjax bench --cold --trust-compiled`, `mgjax.export.load(.., trust_compiled=True)`).
+        random_weights: of a preset, to try a machine without its weights.
+        picture: what the golden chunks of an artefact and the gallery of a page begin with.
+        note: what the page says of its world, such as what it cannot do.
+        vendor: put onnxruntime-web into the page's folder (41 MB, by npm), so that it loads nothing from elsewhere.
+        overwrite: replace an artefact or a page that is there.
+    """
+    if sum(one is not None for one in (out, web, check)) != 1:
+        raise InputError("give one of --out, --web and --check")
+    if check is not None:
+        if weights is not None:
+            raise InputError("--check is handed the artefact alone")
+        return _check(check)
+    from rich.console import Console
+
+    from mgjax import loading
+    from mgjax.io.image import load_image
+
+    for size in batch:
+        if size < 1:
+            raise InputError(f"--batch {size}: at least one stream is needed")
+    found = loading.find(weights or model or loading.DEFAULT, model=model, random_weights=random_weights)
+    if isinstance(found, loading.Artefact):
+        raise InputError(f"{weights} is an artefact already: export the weights that it was made of")
+    pictures = [(path.stem, load_image(path, found.cfg.height, found.cfg.width)) for path in picture]
+    console = Console(stderr=True, highlight=False)
+    with console.status("loading") as status:
+        if web is not None:
+            _write_web(web, found, decoder, pictures, note, vendor, overwrite, status.update)
+            console.print(f"{web}, {_megabytes(web)}: serve it by any file host, or `python -m http.server -d {web}`")
+        if out is not None:
+            how = loading.choose_for(found, platform, dtype, attention, decoder)
+            _write(out, found.load(how), platform, batch, pictures, overwrite, status.update)
+            if compiled:
+                from mgjax.export import compiled as machine_code
+
+                status.update("compiling")
+                machine_code.add(out)
+            console.print(f"{out}, {_megabytes(out)}: `mgjax export --check {out}` tells whether it streams as here")
+    return 0
+
+
+def _write(out, model, platform, batch, pictures, overwrite, progress) -> None:
+    from mgjax.export import write
+
+    first = pictures[0][1] if pictures else None
+    write.write(
+        out, model.world, model.params, platforms=platform, batches=batch, picture=first, overwrite=overwrite,
+        progress=progress,
+    )  # fmt: skip
+
+
+def _write_web(out, found, decoder, pictures, note, vendor, overwrite, progress) -> None:
+    from mgjax.export import web
+
+    model = found.load(found.choose("float32", "xla", decoder))
+    web.write_web(
+        out, model.world, model.params, pictures, note=note, vendor=vendor, overwrite=overwrite, progress=progress
+    )
+
+
+def _megabytes(folder: Path) -> str:
+    return f"{sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6:.1f} MB"
+
+
+def _check(folder: Path) -> int:
+    """Prints how the kept chunks compare; 1 where they do not hold."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mgjax.export.check import check
+
+    console = Console(highlight=False)
+    with console.status("reading") as status:
+        result = check(folder, status.update)
+    table = Table("chunk", "bit for bit", "latents differ by", "pixels, of 255", title=f"{folder}: {result.made_on}")
+    for number, row in enumerate(zip(result.identical, result.latents, result.pixels, strict=True)):
+        same, latents, pixels = row
+        table.add_row(str(number), "yes" if same else "no", f"{latents:.1e}", str(pixels))
+    console.print(table)
+    allowed = "nothing: it was made on this kind of device, by this jaxlib" if result.same_place else (
+        f"{result.limit:.0e} of the latents: this is another device or jaxlib"
+    )  # fmt: skip
+    console.print(f"may differ by {allowed}; chunk_step makes what its parts make: {'yes' if result.whole else 'no'}")
+    console.print("holds" if result.passed else "does not hold")
+    return 0 if result.passed else 1
