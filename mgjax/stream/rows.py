@@ -55,6 +55,12 @@ def to_chunks(cfg: WorldConfig, rows: Actions, chunks: int | None = None, *, res
     return Actions(*map(split, rows))
 
 
+def no_rows(cfg: WorldConfig) -> Actions:
+    """Rows [0, *]."""
+    action = cfg.dit.action
+    return Actions(*(np.zeros((0, width), np.float32) for width in (action.keyboard_dim, action.mouse_dim)))
+
+
 def fit(cfg: WorldConfig, rows: Actions, count: int) -> Actions:
     """Rows [..., n, *] cut to `count`, or filled up with idle ones."""
 
