@@ -31,7 +31,9 @@ from mgjax.io.tensors import LazyArray
 FORMAT = 1
 COMPONENTS = ("dit", "vae", "taehv", "clip")
 CHECKSUMS = "checksums.json"
-SHIPPED = Path(__file__).parent / "weights" / "nano"  # what `mgjax train configs/nano.py` made, rounded to bfloat16
+SHIPPED = (
+    Path(__file__).parent / "weights"
+)  # of the models that come with mgjax, each in a folder of its name, in bfloat16
 _BATCH = 256 << 20  # bytes in memory at a time; a batch becomes one file, so that thousands of arrays stay few files
 _CONCURRENT_GB = 2  # read at a time when loading; more than the largest array of any world
 

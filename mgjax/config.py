@@ -358,7 +358,7 @@ def _rooms() -> WorldConfig:
         vae=LinearConfig(rows=64, columns=8, latent_channels=channels),
         taehv=TAEHVConfig(decoder_widths=(16, 12, 8, 8), encoder_width=8, latent_channels=channels),
         clip=CLIPConfig(image_size=56, patch=14, dim=16, num_heads=2, num_layers=2, output_dim=16),
-        sampler=SamplerConfig(steps=(1000,), shift=1.0),
+        sampler=SamplerConfig(steps=(1000,), shift=1.0, context=0.2),
         control=ControlConfig(mouse_step=0.8),  # 4 degrees
         fps=17,
     )

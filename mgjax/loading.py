@@ -24,7 +24,8 @@ from mgjax.stream.model import Model
 from mgjax.train_config import STAGES
 from mgjax.world import Params, World
 
-DEFAULT = "nano"  # the one model that comes with the package
+SHIPPED = ("rooms", "nano")  # models whose weights come with the package, docs/rooms.md and docs/training.md
+DEFAULT = SHIPPED[0]
 RELEASED = "universal"  # the one that is meant where a folder of released files holds several
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
 _AMPERE = 8  # compute capability of the first GPUs whose bfloat16 is fast and whose attention cuDNN has
@@ -46,9 +47,9 @@ def load(
     start on a machine compiles.
 
     Args:
-        name: "nano", whose weights come with mgjax; the folder that `mgjax convert`, `mgjax train` or `mgjax export`
-            wrote; a folder laid out like the released repository; or such a repository's name at Hugging Face, where
-            the package huggingface_hub is installed.
+        name: "rooms" or "nano", whose weights come with mgjax; the folder that `mgjax convert`, `mgjax train` or
+            `mgjax export` wrote; a folder laid out like the released repository; or such a repository's name at
+            Hugging Face, where the package huggingface_hub is installed.
         model: whose weights are to be taken from a released folder: universal (where not given), gta_drive, templerun.
         dtype: "float32" or "bfloat16"; "auto" is float32 on a CPU and bfloat16 on what computes in it.
         attention: "xla", "tiled" (for CPUs) or "cudnn" (NVIDIA); "auto" is what this device serves best.
@@ -128,8 +129,8 @@ def find(name: str | os.PathLike, *, model: str | None = None, random_weights: b
         if model not in (None, world.cfg.name):
             raise InputError(f"{name} holds the model {world.cfg.name}, not {model}")
         return Artefact(world, name)
-    if name == DEFAULT:
-        return _checkpoint(checkpoint.SHIPPED, model, DEFAULT)
+    if name in SHIPPED:
+        return _checkpoint(checkpoint.SHIPPED / name, model, name)
     if Path(name).exists():
         return find_in(Path(name), model)
     if _HUB.fullmatch(name) and not name.startswith("."):
@@ -139,7 +140,15 @@ def find(name: str | os.PathLike, *, model: str | None = None, random_weights: b
             f"the weights of {name} do not come with mgjax: give the folder that `mgjax convert` made of the released"
             " files (random weights try the machine without them)"
         )
-    raise InputError(f"there is no model {name}: give {DEFAULT}, a folder of weights, or OWNER/NAME at Hugging Face")
+    raise InputError(
+        f"there is no model {name}: give {' or '.join(SHIPPED)}, a folder of weights, or OWNER/NAME at Hugging Face"
+    )
+
+
+def pictures(cfg: WorldConfig) -> list[Path]:
+    """The pictures that come with mgjax for a world to start from: those of a model that ships, else none."""
+    folder = checkpoint.SHIPPED / cfg.name / "pictures"
+    return sorted(folder.glob("*.png")) if cfg.name in SHIPPED else []
 
 
 def find_in(folder: Path, model: str | None = None) -> Weights:

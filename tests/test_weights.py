@@ -17,16 +17,17 @@ from mgjax.feeds.encode import encode_clips
 from mgjax.models import vae
 
 CLIPS, LATENTS = 8, 6
+NANO = checkpoint.SHIPPED / "nano"
 
 
 @pytest.fixture(scope="module")
 def cfg():
-    return checkpoint.read_config(checkpoint.SHIPPED)
+    return checkpoint.read_config(NANO)
 
 
 @pytest.fixture(scope="module")
 def params():
-    return {part: checkpoint.load(checkpoint.SHIPPED, part, dtype="float32") for part in ("dit", "vae", "clip")}
+    return {part: checkpoint.load(NANO, part, dtype="float32") for part in ("dit", "vae", "clip")}
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +43,8 @@ def window(cfg):
 def test_they_are_the_nano_models_and_under_two_megabytes(cfg):
     nano = preset("nano")
     assert (cfg.name, cfg.dit, cfg.taehv, cfg.clip) == (nano.name, nano.dit, nano.taehv, nano.clip)
-    assert sum(path.stat().st_size for path in checkpoint.SHIPPED.rglob("*") if path.is_file()) < 2e6
-    assert set(checkpoint.components(checkpoint.SHIPPED)) == set(checkpoint.COMPONENTS)
+    assert sum(path.stat().st_size for path in NANO.rglob("*") if path.is_file()) < 2e6
+    assert set(checkpoint.components(NANO)) == set(checkpoint.COMPONENTS)
 
 
 def test_the_autoencoder_shows_its_world(cfg, params, window):

@@ -28,11 +28,11 @@ def main(
 ) -> int:
     """Streams the seeded composite and prints what it takes; exits with 1 if anything was compiled after warm-up.
 
-    Without --weights nano has those that come with mgjax, and every other model random ones: speed does not depend on
-    them. Machines are noisy: compare ratios of one run.
+    Without --weights rooms and nano have those that come with mgjax, and every other model random ones: speed does not
+    depend on them. Machines are noisy: compare ratios of one run.
 
     Args:
-        model: a preset (default: nano, or what the weights are of).
+        model: a preset (default: rooms, or what the weights are of).
         weights: as of `mgjax generate`.
         decoder: vae, the full video decoder, or taehv, the small fast one; auto is vae where its weights are.
         dtype: of the computation; auto is float32 on a CPU and bfloat16 elsewhere.
@@ -65,7 +65,7 @@ def main(
         return _cold(
             console, weights or model or loading.DEFAULT, model, dtype, attention, decoder, trust_compiled, json
         )
-    untrained = weights is None and model not in (None, loading.DEFAULT)
+    untrained = weights is None and model is not None and model not in loading.SHIPPED
     found = loading.find(weights or model or loading.DEFAULT, model=model, random_weights=untrained)
     world = found.choose(dtype, attention, decoder)
     with console.status("compiling") as status:
@@ -98,7 +98,7 @@ def _cold(console, name, model, dtype, attention, decoder, trust_compiled, json)
     from mgjax.eval import bench, cold
     from mgjax.io.files import atomic_path
 
-    found = loading.find(name, model=model, random_weights=name in loading.PRESETS and name != loading.DEFAULT)
+    found = loading.find(name, model=model, random_weights=name in loading.PRESETS and name not in loading.SHIPPED)
     found.choose(dtype, attention, decoder)
     with console.status("two fresh processes"):
         if isinstance(found, loading.Artefact):

@@ -31,11 +31,12 @@ def main(
 ) -> None:
     """Makes a video from a picture and a script of actions.
 
-    Without --weights the nano model runs, which comes with mgjax.
+    Without --weights the model rooms runs, which comes with mgjax: rooms of Doom, on a laptop at their own rate.
 
     Args:
-        image: the first frame: a picture of any size, cropped to the model's shape.
-        model: universal, gta_drive, templerun or nano (default: what the weights are of, else nano).
+        image: the first frame: a picture of any size, cropped to the model's shape (default: one that comes with
+            rooms or nano).
+        model: universal, gta_drive, templerun, rooms or nano (default: what the weights are of, else rooms).
         weights: a folder that `mgjax convert`, `mgjax train` or `mgjax export` made, or one of released files, or
             OWNER/NAME at Hugging Face.
         random_weights: run without weights, to try the machine; the video is noise.
@@ -55,7 +56,7 @@ def main(
     from mgjax.stream.rows import chunk_rows, fit, num_chunks
     from mgjax.types import Actions
 
-    if (image is None) == (state is None):
+    if image is not None and state is not None:
         raise InputError("give either --image, to begin a world, or --state, to go on in one")
     if chunks is not None and chunks < 1:
         raise InputError(f"--chunks {chunks}: at least one chunk is needed")
@@ -71,6 +72,10 @@ def main(
         raise InputError(f"--out and --save-state are both {out}")
     found = loading.find(weights or model or loading.DEFAULT, model=model, random_weights=random_weights)
     cfg, resumed = found.cfg, state is not None
+    if image is None and not resumed:
+        image = next(iter(loading.pictures(cfg)), None)
+        if image is None:
+            raise InputError("give either --image, to begin a world, or --state, to go on in one")
     world = found.choose(dtype, attention, decoder)
     length = None
     if chunks is not None:

@@ -1,0 +1,70 @@
+"""The world that comes with mgjax, from its own pictures and far beyond the 45 frames of a training clip."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mgjax
+from mgjax import checkpoint, loading
+from mgjax.config import preset
+
+FOLDER = checkpoint.SHIPPED / "rooms"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return mgjax.load()
+
+
+@pytest.fixture(scope="module")
+def pictures(model):
+    return [np.asarray(Image.open(path)) for path in loading.pictures(model.cfg)]
+
+
+@pytest.fixture(scope="module")
+def play(model, pictures):
+    """Frames [f, h, w, 3] of every picture's stream, as numbers in 0..1."""
+
+    def run(script):
+        frames = np.stack(list(model.start(pictures, seed=0).play(script)), 1)
+        return frames.astype(np.float32) / 255
+
+    return run
+
+
+def difference(a, b):
+    return float(np.sqrt(np.mean(np.square(a - b))))
+
+
+def test_they_are_the_preset_and_small(model, pictures):
+    assert model.cfg == preset("rooms")
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < 24e6
+    assert len(pictures) == 5
+    assert all(picture.shape == (64, 96, 3) for picture in pictures)
+
+
+def test_a_turn_and_back_comes_back(play):
+    """Eighteen frames to the right show another view, eighteen to the left the first again, and there it stays."""
+    for frames in play("right:18 left:18 -:17"):
+        away = difference(frames[17], frames[0])
+        assert difference(frames[36], frames[0]) < 0.85 * away
+        assert difference(frames[52], frames[0]) < 0.85 * away
+
+
+def test_keys_and_mouse_decide_what_is_seen(play):
+    right, left, ahead = (play(f"{keys}:20") for keys in ("right", "left", "w"))
+    for a, b, c in zip(right, left, ahead, strict=True):
+        assert min(difference(a[19], b[19]), difference(a[19], c[19]), difference(b[19], c[19])) > 0.08
+
+
+def test_a_wall_stops_who_walks_into_it_and_nothing_fades(play):
+    """Seven seconds straight ahead end at a wall. There a frame is like the one half a second before; on the way, and
+    when the walker turns away, it is not."""
+    for frames in play("w:120 right:40 w:80 -:40"):
+        assert difference(frames[119], frames[111]) < 0.05
+        assert max(difference(frames[i], frames[i + 8]) for i in range(0, 32, 8)) > 0.08
+        assert difference(frames[160], frames[120]) > 0.08
+        # Not grey and not flat: no picture of these rooms has less colour than this, or is one tone.
+        colour = np.ptp(frames[128:], -1).mean((1, 2))
+        assert colour.min() > 0.05
+        assert np.isfinite(colour).all()
