@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 
 COMMANDS = {
+    "play": "walk through a world in the browser, live",
     "generate": "make a video from a picture and a script of actions",
     "convert": "turn released weight files into a checkpoint, and back",
     "export": "write a world as an artefact that needs no networks, or as a page without a server",

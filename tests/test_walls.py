@@ -28,6 +28,7 @@ ALLOWED = {
     "world": {*PLAIN, "ops", "models", "diffusion", "programs"},
     "stream": {*PLAIN, "io"},
     "export": {*PLAIN, "io", "diffusion", "programs", "world", "stream", "flops"},
+    "play": {*PLAIN, "io", "stream"},
     "loading": {*PLAIN, "train_config", "io", "models", "checkpoint", "world", "stream", "export"},
     "data": {*PLAIN, "io"},
     "feeds": {*PLAIN, "train_config", "io", "data", "models", "stream"},

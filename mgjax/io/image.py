@@ -7,6 +7,7 @@ of the model's range. Depths beyond 8 bits are brought to 8 first.
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from pathlib import Path
@@ -58,6 +59,32 @@ def load_image(path: str | Path, height: int, width: int) -> Float32[np.ndarray,
     except Exception as error:  # what a decoder raises on broken bytes is of any kind
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"the picture {path} cannot be read: {reason or type(error).__name__}") from None
+
+
+def decode_image(data: bytes, pixels: int) -> Image.Image:
+    """The picture in the bytes of a file, in RGB and upright; for files from strangers, of `pixels` at most, which are
+    counted before any is decoded.
+
+    Raises:
+        InputError: no picture can be read from them, or it is larger.
+    """
+    from PIL import Image
+
+    Image.init()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            formats = [name for name in _FORMATS if name in Image.OPEN]
+            with Image.open(io.BytesIO(data), formats=formats) as image:
+                if image.width * image.height > pixels:
+                    raise InputError(f"the picture has more than {pixels / 1e6:.0f} million pixels")
+                return _rgb(_upright(image))
+    except InputError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise InputError(f"this is no picture in a format that can be read ({', '.join(_FORMATS)})") from None
+    except Exception as error:  # what a decoder raises on broken bytes is of any kind
+        raise InputError(f"the picture cannot be read: {error or type(error).__name__}") from None
 
 
 def as_picture(
