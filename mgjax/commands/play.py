@@ -56,7 +56,9 @@ def main(
 
         from mgjax.play.server import LOOPBACK, PlayConfig, Server
     except ImportError as error:
-        raise InputError(f"playing needs the extra `play`, pip install 'mgjax[play]' ({error.name} is missing)") from None
+        raise InputError(
+            f"playing needs the extra `play`, pip install 'mgjax[play]' ({error.name} is missing)"
+        ) from None
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     name = weights or model or loading.DEFAULT

@@ -6,7 +6,7 @@ client's binary message is a picture file; the server's begin with a byte that s
     FRAME  epoch u32, frame u32, chunk u32, due f32 (milliseconds from sending), then a JPEG or WebP
     LOG    the stream's log (`mgjax.stream.log`)
 
-little-endian. A frame is numbered from 0, the picture; frames of an epoch before the last that the server told are void.
+little-endian. A frame is numbered from 0, the picture; what is of an epoch before the last one told is void.
 """
 
 from __future__ import annotations

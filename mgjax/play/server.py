@@ -1,8 +1,8 @@
 """The server of `mgjax play`: a page, and one websocket a player (`protocol.py`).
 
 A guest is a player of the pool and whatever outlives his line: what he saved, and the key by which a page takes the
-stream up again when the line was cut. A line is his websocket. Frames that a slow line does not take are dropped, inputs
-never; nothing that a line does or fails to do reaches another one.
+stream up again when the line was cut. A line is his websocket. Frames that a slow line does not take are dropped,
+inputs never; nothing that a line does or fails to do reaches another one.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ class Server:
         self.pool: Pool | None = None
         self.guests: dict[str, Guest] = {}
         self.lines: set[Line] = set()
-        self._load, self._logs = load, 0
+        self._load, self._logs, self._closing = load, 0, False
         self._ready = asyncio.Event()
 
     @property
@@ -274,7 +274,8 @@ class Server:
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         self._loop = asyncio.get_running_loop()
-        threading.Thread(target=self._begin, name="begin", daemon=True).start()
+        beginning = threading.Thread(target=self._begin, name="begin", daemon=True)
+        beginning.start()
         sweeper = asyncio.create_task(self._sweep())
         yield
         sweeper.cancel()
@@ -282,6 +283,8 @@ class Server:
             await line.close("closing", "the server is going down", 1001)
         if self.pool is not None:
             await asyncio.to_thread(self.pool.stop)
+        self._closing = True
+        await asyncio.to_thread(beginning.join, 5)  # what compiles still is not cut off, unless it takes long
         self.encoders.shutdown(wait=False)
 
     def _begin(self) -> None:
@@ -296,7 +299,9 @@ class Server:
             pool.start()
             self.pool, self.stage = pool, "ready"
             self._loop.call_soon_threadsafe(self._ready.set)
-            pool.warm(first.stream, pool.widths[1:])
+            for width in pool.widths[1:]:
+                if not self._closing:
+                    pool.warm(first.stream, [width])
         except Exception as error:
             self.failure = str(error) or type(error).__name__
             if self.pool is None:
@@ -433,7 +438,8 @@ class Server:
         return await self._admit(line)
 
     async def _admit(self, line: Line) -> Guest | None:
-        assert self.pool is not None and self.model is not None
+        assert self.pool is not None
+        assert self.model is not None
         guest = Guest(secrets.token_urlsafe(18), line=line, heard=time.monotonic())
         source = self.cfg.pictures[0] if self.cfg.pictures else _grey(self.model)
         guest.picture = self.cfg.pictures[0].stem if self.cfg.pictures else ""

@@ -162,12 +162,12 @@ function draw(frame, now) {
 }
 
 function plot() {
-  const canvas = $("timeline"), ink = canvas.getContext("2d"), style = getComputedStyle(document.documentElement);
+  const canvas = $("timeline"), ink = canvas.getContext("2d"), style = getComputedStyle(canvas);
   ink.clearRect(0, 0, canvas.width, canvas.height);
   const scale = canvas.height / (4 * pacer.period);
-  ink.fillStyle = style.getPropertyValue("--line");
+  ink.fillStyle = style.borderTopColor;
   ink.fillRect(0, canvas.height - scale * pacer.period, canvas.width, 1);
-  ink.fillStyle = style.getPropertyValue("--accent");
+  ink.fillStyle = style.color;
   const gaps = shown.slice(1).map((time, i) => time - shown[i]).slice(-canvas.width / 6);
   gaps.forEach((gap, i) => ink.fillRect(6 * i, canvas.height - scale * gap, 4, scale * gap));
 }
