@@ -13,6 +13,7 @@ from collections.abc import Iterator
 COMMANDS = {
     "play": "walk through a world in the browser, live",
     "generate": "make a video from a picture and a script of actions",
+    "replay": "play a player's log again, and say whether the frames are the same",
     "convert": "turn released weight files into a checkpoint, and back",
     "export": "write a world as an artefact that needs no networks, or as a page without a server",
     "parity": "compare this code with reference tensors",

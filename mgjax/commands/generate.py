@@ -98,7 +98,7 @@ def _stream(found, world, image, state, rows, seed, out, overlay, save_state) ->
 
     from mgjax.commands._progress import progress_bar
     from mgjax.io.image import load_image
-    from mgjax.io.overlay import enlargement
+    from mgjax.io.overlay import drawn, enlargement
     from mgjax.io.video import VideoWriter
     from mgjax.loading import use_compilation_cache
 
@@ -124,7 +124,7 @@ def _stream(found, world, image, state, rows, seed, out, overlay, save_state) ->
         del model
         progress.update(task, description="streaming", total=total)
         try:
-            for frame in _drawn(session.play(rows), rows, cfg, scale, overlay, first=state is None):
+            for frame in drawn(session.play(rows), rows, cfg, scale, overlay, first=state is None):
                 video.write(frame)
                 count += 1
                 progress.advance(task)
@@ -140,17 +140,3 @@ def _stream(found, world, image, state, rows, seed, out, overlay, save_state) ->
     if save_state is not None:
         session.save(save_state)
         console.print(f"{save_state}: the state after them; go on with --state {save_state}", markup=False)
-
-
-def _drawn(frames, rows, cfg, scale, overlay, *, first):
-    """The frames, enlarged, with the controls that made them: row r is seen on frame r + 1, and frame 0, the picture,
-    is before any."""
-    from mgjax.io.actions import idle_row
-    from mgjax.io.overlay import draw_controls, enlarge
-
-    held = list(zip(*rows, strict=True))
-    if first:
-        held = [(idle_row(cfg.control), 0 * rows.mouse[0]), *held]
-    for frame, controls in zip(frames, held, strict=True):
-        frame = enlarge(frame, scale)
-        yield draw_controls(frame, *controls, cfg.control) if overlay else frame

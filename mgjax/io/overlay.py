@@ -7,12 +7,15 @@ RGBA. Everything that does not depend on the row is drawn once per frame size.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-from mgjax.config import ControlConfig
+from mgjax.config import ControlConfig, WorldConfig
+from mgjax.io.actions import idle_row
+from mgjax.types import Actions
 
 _READABLE = 480  # pixels of width from which controls can be read
 _DARK, _LIGHT, _ACCENT = (14, 16, 20), (255, 255, 255), (255, 200, 64)
@@ -50,6 +53,25 @@ def draw_controls(
         margin = _margin(height, width)
         _blend(frame, height - margin - len(dial), width - margin - len(dial), dial)
     return frame
+
+
+def drawn(
+    frames: Iterable[UInt8[np.ndarray, "h w 3"]],
+    rows: Actions,
+    cfg: WorldConfig,
+    scale: int,
+    overlay: bool,
+    *,
+    first: bool,
+) -> Iterator[UInt8[np.ndarray, "h2 w2 3"]]:
+    """The frames, enlarged, and with `overlay` the controls [n, *] that made them: row r is seen on frame r + 1. Where
+    the `first` of them is the picture, it is before any row."""
+    held = list(zip(*rows, strict=True))
+    if first:
+        held = [(idle_row(cfg.control), np.zeros(cfg.dit.action.mouse_dim, np.float32)), *held]
+    for frame, controls in zip(frames, held, strict=True):
+        frame = enlarge(frame, scale)
+        yield draw_controls(frame, *controls, cfg.control) if overlay else frame
 
 
 def enlargement(width: int) -> int:

@@ -18,17 +18,20 @@ import hashlib
 import io
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import UInt8
 
 import mgjax
-from mgjax.config import Settings, WorldConfig
+from mgjax.config import Settings, WorldConfig, to_json
 from mgjax.errors import InputError
 from mgjax.stream.controls import Applied
 from mgjax.types import Actions
+
+if TYPE_CHECKING:
+    from mgjax.stream.model import Model
 
 FORMAT = "mgjax log 1"
 WIDEST = 64  # batches that streams are played in
@@ -99,18 +102,28 @@ class Log(NamedTuple):
     entries: list[dict[str, Any]]
 
 
-def head(model) -> dict:
+def head(model: Model) -> dict:
     """The first line of a log of this model."""
-    device = jax.local_devices()[0]
     return {
         "format": FORMAT,
         "version": mgjax.__version__,
         "model": model.cfg.name,
-        "weights": model.fingerprint,
+        **identity(model),
         "settings": dataclasses.asdict(model.world.settings),
-        "device": f"{device.platform} {device.device_kind}",
-        "jax": jax.__version__,
+        **machine(),
     }
+
+
+def identity(model: Model) -> dict[str, str]:
+    """What frames depend on beside settings and machine."""
+    config = hashlib.sha256(to_json(model.cfg).encode()).hexdigest()[:16]
+    return {"config": config, "weights": model.fingerprint}
+
+
+def machine() -> dict[str, str]:
+    """What computes here."""
+    device = jax.local_devices()[0]
+    return {"device": f"{device.platform} {device.device_kind}", "jax": jax.__version__}
 
 
 def from_picture(pixels: UInt8[np.ndarray, "h w 3"], seed: int) -> dict:
@@ -234,11 +247,12 @@ def from_runs(runs: Any, cfg: WorldConfig) -> Actions:
         counts = [run[0] for run in runs]
         if not all(type(count) is int and count > 0 for count in counts) or sum(counts) > cfg.chunk_frames:
             raise ValueError
-        keyboard = np.repeat(np.array([run[1] for run in runs], np.float32), counts, 0)
-        mouse = np.repeat(np.array([run[2] for run in runs], np.float32), counts, 0)
-        rows = Actions(keyboard.reshape(-1, action.keyboard_dim), mouse.reshape(len(keyboard), action.mouse_dim))
+        with np.errstate(over="ignore"):
+            keyboard, mouse = (np.array([run[part] for run in runs], np.float32) for part in (1, 2))
+        keyboard, mouse = keyboard.reshape(len(runs), action.keyboard_dim), mouse.reshape(len(runs), action.mouse_dim)
+        rows = Actions(np.repeat(keyboard, counts, 0), np.repeat(mouse, counts, 0))
         if not all(np.isfinite(part).all() for part in rows):
             raise ValueError
         return rows
-    except (TypeError, ValueError, IndexError, KeyError):
-        raise InputError("the log holds rows that are none of this world") from None
+    except (TypeError, ValueError, IndexError, KeyError, OverflowError):
+        raise InputError("its rows are none of this world") from None

@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from mgjax import checkpoint
 from mgjax.config import ControlConfig, LinearConfig, Settings, preset
 from mgjax.errors import InputError
+from mgjax.eval.bench import CompilationCounter
 from mgjax.stream import player
 from mgjax.stream.log import LogWriter, head
 from mgjax.stream.model import Model
@@ -29,10 +31,18 @@ def model():
     )
     rng, shapes = np.random.default_rng(0), jax.eval_shape(world.init, jax.random.key(0))
 
-    def draw(leaf):
-        return jax.numpy.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype)
+    def draw(leaf):  # not so large that frames are black and white
+        fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 25
+        return jax.numpy.asarray(rng.standard_normal(leaf.shape) / np.sqrt(fan_in), leaf.dtype)
 
     return Model(world, jax.tree.map(draw, {name: shapes[name] for name in ("dit", "vae")}), "tests")
+
+
+@pytest.fixture(scope="package")
+def weights(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights") / "hall"
+    checkpoint.save(folder, model.cfg, jax.device_get(model.params))
+    return folder
 
 
 @pytest.fixture(scope="package")
@@ -117,3 +127,46 @@ def theatre(model, picture, tmp_path, monkeypatch):
     yield build
     for one in open_now:
         one.pool.stop()
+
+
+@pytest.fixture(params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def crowd(request, theatre, picture):
+    """Guests who came, went, paused and jumped at any chunk, and how many programs that compiled."""
+    show, rng = theatre(request.param, cost=0.05), np.random.default_rng(2)
+
+    def walk(chunks):
+        for _ in range(chunks):
+            for guest in show.guests:
+                if guest.player.joined:
+                    held = [name for name in guest.player.controls.names if rng.random() < 0.3]
+                    show.press(guest, *held, turn=rng.normal(size=2))
+            show.run(0.5)
+
+    with CompilationCounter() as counter:
+        one = show.join(picture, 1)
+        walk(2)
+        more = [show.join(picture, 10 + place) for place in range(request.param - 2)]
+        walk(1)
+        two = show.join(255 - picture, 2)
+        walk(3)
+        for guest in more:
+            guest.player.leave()
+        two.player.pause()
+        walk(2)
+        two.player.resume()
+        walk(1)
+        one.player.rewind(one.player.chunk - 4)
+        walk(2)
+        moment = two.player.now
+        two.player.begin(*player.opening(show.model, picture[::-1], 5))
+        walk(2)
+        two.player.back(moment)
+        walk(1)
+        one.player.leave()
+        walk(1)
+        three = show.fork(two)
+        three.player.resume()
+        walk(2)
+        two.player.leave()
+        walk(1)
+    return show, [one, two, three, *more], counter.count
