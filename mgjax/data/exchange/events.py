@@ -44,6 +44,7 @@ _ALIASES = {
 _DOWN = {"down": True, "pressed": True, "press": True, "up": False, "released": False, "release": False}
 _THRESHOLD = 0.5  # of a stick that stands for keys
 MOST_COUNTS = 1e6  # of the mouse in one line; more is no movement, and spoils sums
+MOST_UNEVEN = 5.0  # how many times as long as its video a recording may have taken
 _LATENCY = 1.0  # seconds that a program may be late to say that the video has ended
 
 
@@ -415,6 +416,9 @@ def _tie(log: Log, shown: Shown, source: Source, offset: float | None) -> tuple[
                 raise InputError(f"{log.file} has a frame {numbers[-1]}, and {source} has {total} frames")
             return taken[:total], (f"{source} ends {lost} frames before {log.file}",)
         if np.array_equal(numbers, np.arange(total)):
+            # A container may say that pictures came evenly when they did not, but not by that much.
+            if total > 1 and not 1 / MOST_UNEVEN < (speed := (taken[-1] - taken[0]) / times[-1]) < MOST_UNEVEN:
+                raise _other_clock(log, source, speed)
             return taken, ()
         if len(numbers) > 1:
             return _line(log, source, times[numbers], taken, times), ()
@@ -437,8 +441,12 @@ def _line(log: Log, source: Source, video: np.ndarray, clock: np.ndarray, times:
     """Times in the log's clock by offset and drift, the straight line through all pairs."""
     drift, offset = np.polyfit(video, clock, 1)
     if abs(drift - 1.0) > MAX_DRIFT:
-        raise InputError(
-            f"the clock of {log.file} runs {drift:.3f} times as fast as the time stamps of {source}: "
-            "one of them is not of this recording, or not in this unit"
-        )
+        raise _other_clock(log, source, drift)
     return offset + drift * times
+
+
+def _other_clock(log: Log, source: Source, speed: float) -> InputError:
+    return InputError(
+        f"the clock of {log.file} runs {speed:.3f} times as fast as the time stamps of {source}: "
+        "one of them is not of this recording, or not in this unit"
+    )

@@ -210,6 +210,7 @@ def _by_frame(rows: Rows, shown: Shown, source: Source) -> Matched:
     missing = np.ones(units, bool)
     missing[at] = False
     track = Track(*(_placed(array, at, units) for array in rows.track))
+    track = track._replace(mouse=np.nan_to_num(track.mouse))  # sums of it go on
     faults = tuple(
         f"{rows.file} has no row for " + (f"frame {a}" if b - a == 1 else f"frames {a} to {b - 1}")
         for a, b in base + np.array(spans(missing)).reshape(-1, 2)

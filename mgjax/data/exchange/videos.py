@@ -105,11 +105,12 @@ def grid(times: Float[np.ndarray, " f"]) -> tuple[float, Int[np.ndarray, " f"] |
     slope, start = np.polyfit(slots, times, 1)
     if np.abs(times - (start + slope * slots)).max() < 0.45 * slope:
         return nominal_rate(1.0 / slope), slots
-    return nominal_rate(1.0 / float(np.median(steps))), None
+    return nominal_rate(1.0 / np.median(steps)), None
 
 
 def nominal_rate(fps: float) -> float:
     """The usual rate that a measured one is, or itself."""
+    fps = float(fps)
     usual = min((*_NAMED_RATES, max(round(2 * fps), 1) / 2), key=lambda rate: abs(rate - fps))
     return usual if abs(usual / fps - 1) < _SNAP else fps
 

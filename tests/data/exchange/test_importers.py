@@ -1,10 +1,8 @@
 """Every format in, on files made here, and out again; what is wrong in a file is named with its line."""
 
 import csv
-import itertools
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +13,6 @@ from mgjax.data import camera
 from mgjax.data.exchange.exporters import export_folder
 from mgjax.data.exchange.formats import VPT_DEGREES
 from mgjax.data.exchange.importers import ImportConfig, import_folder
-from mgjax.data.exchange.tracks import Rows, Track, match, resample
-from mgjax.data.exchange.videos import Shown
 from mgjax.data.quality.check import CheckConfig, check
 from mgjax.data.store import schema
 from mgjax.data.store.dataset import Dataset
@@ -347,62 +343,6 @@ def test_rows_with_a_schema(tmp_path, suffix):
 
 
 # --- Time and size ----------------------------------------------------------------------------------------------------
-
-
-def track(frames, seed=0):
-    rng = np.random.default_rng(seed)
-    return Track(
-        rng.integers(0, 2, (frames, 3)).astype(np.uint8),
-        rng.normal(size=(frames, 2)),
-        np.arange(3.0 * frames).reshape(frames, 3),
-        np.tile([1.0, 0, 0, 0], (frames, 1)),
-        np.zeros((frames, 3)),
-        np.ones(frames, bool),
-    )
-
-
-def matched(full, fps):
-    """Rows and as many pictures, of this rate."""
-    count = len(full.usable)
-    shown = Shown(np.arange(count) / fps, np.arange(count), np.ones(count, bool), fps, np.arange(count))
-    return match(Rows(Path("a.csv"), full, ("",) * count), shown, Path("a.mp4"))
-
-
-@pytest.mark.parametrize(("source", "target"), [(30, 10), (25, 17.5), (20, 20), (16, 25), (29.97, 12)])
-def test_resampling_keeps_rows_in_step_with_the_chosen_frames(source, target):
-    full = track(61)
-    chosen, rows = resample(matched(full, source), target)
-    times = np.arange(len(chosen)) / target
-    assert np.all(chosen / source <= times + 1e-5)
-    assert np.all(times - chosen / source < 1 / source + 1e-5)
-    for k, (start, stop) in enumerate(zip(chosen, np.append(chosen[1:], 61), strict=True)):
-        # The row is all that happened between this picture and the next.
-        np.testing.assert_allclose(rows.mouse[k], full.mouse[start:stop].sum(axis=0), atol=1e-12)
-        np.testing.assert_array_equal(rows.position[k], full.position[start])
-    np.testing.assert_allclose(rows.mouse.sum(axis=0), full.mouse.sum(axis=0), atol=1e-12)
-    for column, resampled in zip(full.keyboard.T, rows.keyboard.T, strict=True):
-        np.testing.assert_array_equal(resampled, held(column, chosen))
-
-
-def held(column, chosen):
-    """A key as it should be in rows from each chosen frame to the next: held for half of it, and no press is lost."""
-    edges = np.append(chosen, len(column))
-    rows = [column[a:b].mean() >= 0.5 if b > a else column[a] for a, b in itertools.pairwise(edges)]
-    presses = np.flatnonzero(np.diff(np.concatenate([[0], column, [0]]))).reshape(-1, 2)
-    for down, up in presses:
-        shares = np.minimum(edges[1:], up) - np.maximum(edges[:-1], down)
-        touched = [k for k in range(len(rows)) if edges[k] < up and (edges[k + 1] > down)]
-        if not any(rows[k] for k in touched):
-            rows[max(touched, key=lambda k: shares[k])] = True
-    return rows
-
-
-def test_an_unusable_frame_spoils_the_row_that_reaches_over_it():
-    full = track(12)
-    full.usable[4] = False
-    chosen, rows = resample(matched(full, 30), 10)
-    assert chosen.tolist() == [0, 3, 6, 9]
-    assert rows.usable.tolist() == [True, False, True, True]
 
 
 def test_a_resampled_video_shows_the_chosen_frames(tmp_path):
