@@ -206,26 +206,34 @@ def _by_frame(rows: Rows, shown: Shown, source: Source) -> Matched:
     if base is None:
         where = f"{rows.file}, {rows.places[-1]}: its frames go from {low} to {high}"
         raise InputError(f"{where}, and {source} has {total} frames{''.join('; ' + s for s in _lost(shown))}")
-    at = numbers - base
-    missing = np.ones(units, bool)
-    missing[at] = False
-    track = Track(*(_placed(array, at, units) for array in rows.track))
-    track = track._replace(mouse=np.nan_to_num(track.mouse))  # sums of it go on
-    faults = tuple(
-        f"{rows.file} has no row for " + (f"frame {a}" if b - a == 1 else f"frames {a} to {b - 1}")
-        for a, b in base + np.array(spans(missing)).reshape(-1, 2)
-    )
-    faults = faults[:3] + ((f"{rows.file} has {missing.sum()} frames without a row in all",) if len(faults) > 3 else ())
+    track, faults = _spread(rows, numbers - base, units, base)
     if units == total:
         return _one_by_one(track, shown, faults)
     return _on_slots(track, shown, faults + _lost(shown))
 
 
-def _placed(values: np.ndarray, at: np.ndarray, units: int) -> np.ndarray:
-    """Rows at their places; where there is none, zeros, unknown poses and not usable."""
-    empty = np.full((units, *values.shape[1:]), _NAN if values.dtype.kind == "f" else 0, values.dtype)
-    empty[at] = values
-    return empty
+def _spread(rows: Rows, at: Int[np.ndarray, " n"], units: int, base: int = 0) -> tuple[Track, tuple[str, ...]]:
+    """Rows at their places among `units`, and which of these, counted from `base` on, have none.
+
+    A place without a row is not usable: unknown poses, and zeros, so that sums of the mouse go on.
+    """
+    missing = np.ones(units, bool)
+    missing[at] = False
+
+    def placed(values: np.ndarray, empty: float) -> np.ndarray:
+        array = np.full((units, *values.shape[1:]), empty, values.dtype)
+        array[at] = values
+        return array
+
+    empty = Track(keyboard=0, mouse=0, position=_NAN, rotation=_NAN, velocity=_NAN, usable=False)
+    track = Track(*map(placed, rows.track, empty))
+    faults = [
+        f"{rows.file} has no row for " + (f"frame {a}" if b - a == 1 else f"frames {a} to {b - 1}")
+        for a, b in base + np.array(spans(missing)).reshape(-1, 2)
+    ]
+    if len(faults) > 3:
+        faults[3:] = [f"{rows.file} has {missing.sum()} frames without a row in all"]
+    return track, tuple(faults)
 
 
 def warp(times: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -272,6 +280,14 @@ def _by_time(rows: Rows, shown: Shown, source: Source, offset: float | None) -> 
             "say with --offset at which time of the rows the first picture was taken"
         )
     clock, track = seconds - (offset or 0.0), rows.track
+    if (at := _own_pictures(clock, shown)) is not None:
+        inside = at >= 0
+        cut = rows._replace(track=Track(*(array[inside] for array in track)))
+        track, faults = _spread(cut, at[inside], total)
+        # What rows of pictures that are lost hold happened while the picture before was on show.
+        between = np.searchsorted(shown.times, clock[~inside], "right") - 1
+        track.usable[between[between >= 0]] = False
+        return _one_by_one(track, shown, faults)
     period = float(np.median(np.diff(clock)))
     clock = warp(clock, shown.times, shown.clock)
     # Rows of the pictures' own rate belong to the nearest picture; those of a higher one lie where their times say.
@@ -299,6 +315,24 @@ def _by_time(rows: Rows, shown: Shown, source: Source, offset: float | None) -> 
     rows_in = TrackInput(track, clock, clock[-1] + period, by_time=True)
     regular = shown.slots is not None
     return Matched(shown.clock, shown.stamps, shown.good, shown.fps, regular, rows_in, faults + shown.faults)
+
+
+def _own_pictures(clock: Float[np.ndarray, " n"], shown: Shown) -> Int[np.ndarray, " n"] | None:
+    """The picture of each row, -1 for rows beyond the video, where the rows have the very times of pictures; else None.
+
+    Rows of a lower rate may have them too, but leave more pictures without a row than a recorder forgets. On a regular
+    clock, rows between are those of lost pictures, which go by time.
+    """
+    frame = 1.0 / shown.fps
+    pairs = _around(clock, shown.times)
+    off = np.abs(clock[:, None] - shown.times[pairs])
+    at = np.where(off.min(axis=1) < 0.1 * frame + 2e-3, pairs[np.arange(len(clock)), off.argmin(axis=1)], -1)
+    inside = ((clock > -frame) & (clock < shown.times[-1] + frame)).sum()
+    own = at[at >= 0]
+    if len(own) < 2 or len(np.unique(own)) < len(own) or len(own) < 0.6 * (own[-1] - own[0] + 1):
+        return None
+    enough = len(own) == inside if shown.slots is not None else len(own) > 0.9 * inside
+    return at if enough else None
 
 
 def _jump(seconds: Float[np.ndarray, " n"], shown: Shown) -> int | None:
@@ -351,5 +385,9 @@ def resample(matched: Matched, fps: float) -> tuple[Int[np.ndarray, " n"], Track
         limit = (0.999 if matched.regular else 1.5) / matched.fps
         stale = repeats & (instants - clock[chosen] >= limit)
         active = track.keyboard.any(axis=1) | (track.mouse != 0).any(axis=1)
-        usable &= ~(stale & np.append(False, active[:-1]))
+        poses = np.concatenate([track.position, track.rotation], axis=1)
+        moved = (np.abs(np.diff(poses, axis=0)) > 0).any(axis=1)
+        changes = np.append(0, np.cumsum(active[:-1] | moved))
+        since = np.maximum.accumulate(np.where(repeats, 0, np.arange(len(chosen))))
+        usable &= ~(stale & (changes > changes[since]))
     return chosen, track._replace(usable=usable)

@@ -99,7 +99,7 @@ def with_line_5(text):
         (with_column("frame", lambda k: k + 0.5), "line 2: frame is 0.5, and should be a whole number"),
         (with_column("time", lambda k: DOUBLED[k] / 20), "line 12: its time is 0.000 s after that of the row"),
         (with_column("time", lambda k: (k + (k > 9)) / 20), "line 12: its time is 0.100 s after that of the row"),
-        (with_column("time", lambda k: k / 20, OTHERS), "line 12: there is no row for 0.100 s before it"),
+        (with_column("time", lambda k: k / 20, OTHERS), "a.csv has no row for frame 10"),
         (table().encode("utf-16-le"), "is no text"),
         (table(HEADER + ",gr\u00f6\u00dfe").encode("cp1252"), "not a text in UTF-8 (byte 26): save it as CSV UTF-8"),
         (with_line_5("0,0"), "line 5: it has 2 values, and the first line has 3"),
