@@ -385,9 +385,9 @@ def resample(matched: Matched, fps: float) -> tuple[Int[np.ndarray, " n"], Track
         limit = (0.999 if matched.regular else 1.5) / matched.fps
         stale = repeats & (instants - clock[chosen] >= limit)
         active = track.keyboard.any(axis=1) | (track.mouse != 0).any(axis=1)
+        first = np.maximum.accumulate(np.where(repeats, 0, np.arange(len(chosen))))
         poses = np.concatenate([track.position, track.rotation], axis=1)
-        moved = (np.abs(np.diff(poses, axis=0)) > 0).any(axis=1)
-        changes = np.append(0, np.cumsum(active[:-1] | moved))
-        since = np.maximum.accumulate(np.where(repeats, 0, np.arange(len(chosen))))
-        usable &= ~(stale & (changes > changes[since]))
+        moved = (np.abs(poses - poses[first]) > 0).any(axis=1)
+        usable &= ~(stale & (np.append(False, active[:-1]) | moved))
+        track = track._replace(**{name: getattr(track, name)[first] for name in ("position", "rotation", "velocity")})
     return chosen, track._replace(usable=usable)
