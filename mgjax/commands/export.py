@@ -54,7 +54,8 @@ def main(
         compiled: put machine code for this device into the artefact, so that its first start need not compile; only
             who trusts it uses it (`mgjax bench --cold --trust-compiled`, `mgjax.export.load(.., trust_compiled=True)`).
         random_weights: of a preset, to try a machine without its weights.
-        picture: what the golden chunks of an artefact and the gallery of a page begin with.
+        picture: what the golden chunks of an artefact and the gallery of a page begin with (default: those
+            that come with a world).
         note: what the page says of its world, such as what it cannot do.
         vendor: put onnxruntime-web into the page's folder (41 MB, by npm), so that it loads nothing from elsewhere.
         overwrite: replace an artefact or a page that is there.
@@ -76,7 +77,8 @@ def main(
     found = loading.find(weights or model or loading.DEFAULT, model=model, random_weights=random_weights)
     if isinstance(found, loading.Artefact):
         raise InputError(f"{weights} is an artefact already: export the weights that it was made of")
-    pictures = [(path.stem, load_image(path, found.cfg.height, found.cfg.width)) for path in picture]
+    paths = picture or loading.pictures(found.cfg)
+    pictures = [(path.stem, load_image(path, found.cfg.height, found.cfg.width)) for path in paths]
     console = Console(stderr=True, highlight=False)
     with console.status("loading") as status:
         if web is not None:
