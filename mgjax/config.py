@@ -312,7 +312,7 @@ def _nano() -> WorldConfig:
             time_dim=64,
             image_dim=16,
             image_tokens=17,
-            action=ActionConfig(num_heads=2, head_dim=24, embed_dim=16),
+            action=ActionConfig(num_heads=2, head_dim=24, embed_dim=16, additive=True),
         ),
         vae=VAEConfig(
             dim=8,
@@ -324,6 +324,7 @@ def _nano() -> WorldConfig:
         ),
         taehv=TAEHVConfig(decoder_widths=(16, 12, 8, 8), encoder_width=8, latent_channels=channels),
         clip=CLIPConfig(image_size=56, patch=14, dim=16, num_heads=2, num_layers=2, output_dim=16),
+        sampler=SamplerConfig(shift=shift_of(24), context=0.05),
         fps=12,
     )
 
