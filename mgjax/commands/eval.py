@@ -7,12 +7,12 @@ from pathlib import Path
 
 from mgjax.errors import InputError
 
-_JUDGE = "judge.npz"
+_JUDGE, _RECORDINGS = "judge.npz", "judged"  # beside the weights
 
 
 def main(
     *,
-    data: str,
+    data: str = "",
     weights: str = "",
     judge: str = "",
     judge_data: tuple[str, ...] = (),
@@ -28,9 +28,10 @@ def main(
     Rows are read off its video by an inverse dynamics model, the judge, and off the recordings, which is the ceiling.
 
     Args:
-      data: Recordings that the world was not trained on, such as `mgjax record --agent hold --clip-frames 597` makes.
+      data: Recordings that the world was not trained on, such as `mgjax record --agent hold --clip-frames 597` makes;
+        empty takes those that come with the weights: eight of eleven seconds come with rooms.
       weights: The model, as `mgjax generate` takes it; empty takes the one that comes with mgjax.
-      judge: File of a judge; without one, that of the weights, or one is trained on JUDGE_DATA.
+      judge: File of a judge; without one, that which comes with the weights, or one is trained on JUDGE_DATA.
       judge_data: Recordings that a judge is trained on, others than DATA.
       judge_steps: Of its training.
       clips: Clips that are streamed, at most.
@@ -39,17 +40,20 @@ def main(
       quick: Eight clips of eleven seconds.
       seed: Of a judge's training.
     """
-    from mgjax import loading
+    from mgjax import checkpoint, loading
     from mgjax.eval import evaluation, page
     from mgjax.eval.inverse import Judge, train
 
     if clips < 2 or frames < 0:
         raise InputError(f"clips ({clips}) must be at least 2 and frames ({frames}) at least 0")
     model = loading.load(weights or loading.DEFAULT)
-    own = Path(model.source) / _JUDGE
+    beside = checkpoint.SHIPPED / model.source if model.source in loading.SHIPPED else Path(model.source)
+    own = beside / _JUDGE
     if quick:
         clips, frames = min(clips, 8), frames or 11 * model.cfg.fps
-    recordings = evaluation.read_recordings(data, model, clips, frames or None)
+    if not data and not (beside / _RECORDINGS).is_dir():
+        raise InputError(f"no recordings come with {model.source}: name some that it was not trained on (--data)")
+    recordings = evaluation.read_recordings(data or str(beside / _RECORDINGS), model, clips, frames or None)
     if judge or (own.is_file() and not judge_data):
         found = Judge.load(Path(judge) if judge else own)
     elif judge_data:

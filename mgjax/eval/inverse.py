@@ -79,7 +79,7 @@ class Judge:
             if named != {name: array.shape for name, array in arrays.items()}:
                 raise InputError("its arrays are not those of its config")
             params = jax.tree_util.tree_map_with_path(
-                lambda at, _: arrays[jax.tree_util.keystr(at, simple=True, separator="/")], shapes
+                lambda at, spec: arrays[jax.tree_util.keystr(at, simple=True, separator="/")].astype(spec.dtype), shapes
             )
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{path} is no inverse dynamics model: {error}") from None
