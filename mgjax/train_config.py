@@ -129,6 +129,15 @@ class CausalStage(DiTStage):
     forcing: Literal["teacher", "diffusion"] = "teacher"
     action_dropout: float = 0.0  # as the foundation stage's; guidance in the next stage needs it
     context_noise: float = 0.0  # teacher forcing: the past is noised up to this sigma, and the network is told how much
+    own_past: float = 0.0  # teacher forcing: share of the past's chunks that are shown as the network itself predicts
+    # them in one step, as a stream's past is (scheduled sampling, arXiv:1506.03099); it costs a pass more
+    levels: Literal["all", "few"] = "all"  # noise that chunks are trained in: all the schedule's, or those of the
+    # sampler's list alone, for a world that is not to be distilled
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.forcing == "diffusion" and (self.context_noise or self.own_past):
+            raise ValueError("context_noise and own_past are of the past that forcing=teacher shows")
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,7 @@ ROLES = (
     "crop",
     "context",
     "start",
+    "own",
 )
 
 

@@ -104,8 +104,10 @@ def per_frame(chunks: Float[Array, "b i"] | Int[Array, "b i"], net: DiTConfig) -
     return jnp.repeat(chunks, net.chunk, 1)
 
 
-def loss_by_level(velocity: Callable[[Array, Array], Array], clips: ClipBatch) -> Metrics:
-    """Flow loss at each timestep of BUCKETS, with noise from a fixed key: {"loss_t125": ..., ..., "loss": their mean}.
+def loss_by_level(
+    velocity: Callable[[Array, Array], Array], clips: ClipBatch, timesteps: tuple[int, ...] = BUCKETS
+) -> Metrics:
+    """Flow loss at each of the timesteps, with noise from a fixed key: {"loss_t125": ..., ..., "loss": their mean}.
 
     `velocity(x, sigma [b])` is the network's.
     """
@@ -116,8 +118,8 @@ def loss_by_level(velocity: Callable[[Array, Array], Array], clips: ClipBatch) -
         x = (1 - sigma) * x0 + sigma * noise
         return jnp.mean(jnp.square(velocity(x, jnp.full(x0.shape[:1], sigma)) - (noise - x0)))
 
-    losses = jax.lax.map(one, jnp.asarray(BUCKETS) / 1000)
-    return {"loss": losses.mean(), **{f"loss_t{t}": losses[index] for index, t in enumerate(BUCKETS)}}
+    losses = jax.lax.map(one, jnp.asarray(timesteps) / 1000)
+    return {"loss": losses.mean(), **{f"loss_t{t}": losses[index] for index, t in enumerate(timesteps)}}
 
 
 def bind(velocity: Velocity, params: Params, clips: ClipBatch) -> Callable[[Array, Array], Array]:
