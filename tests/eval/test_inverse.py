@@ -100,13 +100,16 @@ def test_the_command_writes_its_report(tmp_path, capsys):
         command.main(data=data)
 
 
-def test_rooms_is_judged_by_what_comes_with_it(tmp_path, capsys):
-    """Four seconds, which end far beyond a training clip: it obeys, the ceiling is high and the floors are floors."""
-    assert command.main(clips=2, frames=69, out=str(tmp_path)) == 0
+def test_rooms_is_judged_by_what_comes_with_it(tmp_path):
+    """Four seconds, which end far beyond a training clip: it obeys, less than the engine does, and floors are floors."""
+    assert command.main(clips=6, frames=69, out=str(tmp_path)) == 0
     control = json.loads((tmp_path / "report.json").read_text())["control"]
-    mean = {name: [scores[part]["mean"] for part in ("keyboard", "mouse")] for name, scores in control.items()}
-    assert min(mean["recording (ceiling)"]) > 0.9
-    assert min(mean["world"]) > 0.7
-    assert max(mean["rows of another clip (floor)"] + mean["a still picture (floor)"]) < 0.7
+    mean = {
+        name: np.array([scores[part]["mean"] for part in ("keyboard", "mouse")]) for name, scores in control.items()
+    }
+    world = mean["world"]
+    assert (world < mean["recording (ceiling)"]).all()
+    assert (world > mean["rows of another clip (floor)"] + 0.05).all()
+    assert (world > mean["a still picture (floor)"] + 0.05).all()
     with pytest.raises(InputError, match="no recordings come with nano"):
         command.main(weights="nano")

@@ -50,7 +50,7 @@ def test_rooms_is_trained_by_its_commands(data, tmp_path, capsys):
     assert "loss_t1000" in (out / "causal" / "metrics.jsonl").read_text()
     model = mgjax.load(out / "causal" / "weights")
     frames = list(model.start(Dataset(data).read(0, 0, 1).frames[0]).play("w:9"))
-    assert (len(frames), frames[9].shape) == (10, (64, 96, 3))
+    assert (len(frames), frames[9].shape) == (13, (64, 96, 3))  # whole chunks
 
 
 def test_what_no_code_is_fitted_to_is_one_sentence(data):
