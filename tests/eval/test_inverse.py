@@ -101,7 +101,7 @@ def test_the_command_writes_its_report(tmp_path, capsys):
 
 
 def test_rooms_is_judged_by_what_comes_with_it(tmp_path):
-    """Four seconds, which end far beyond a training clip: it obeys, less than the engine does, and floors are floors."""
+    """Four seconds, which end far beyond a training clip: it obeys, less than the engine does, and floors are low."""
     assert command.main(clips=6, frames=69, out=str(tmp_path)) == 0
     control = json.loads((tmp_path / "report.json").read_text())["control"]
     mean = {
