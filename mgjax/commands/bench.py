@@ -25,6 +25,9 @@ def main(
     compile_only: bool = False,
     cold: bool = False,
     trust_compiled: bool = False,
+    players: tuple[int, ...] = (),
+    seconds: float = 120.0,
+    nuisance: bool = False,
 ) -> int:
     """Streams the seeded composite and prints what it takes; exits with 1 if anything was compiled after warm-up.
 
@@ -45,6 +48,9 @@ def main(
         compile_only: only state, temporaries and operations, which need no weights and no time to stream.
         cold: instead, how long fresh processes take to their first frames, with nothing compiled before and again.
         trust_compiled: with --cold, take the machine code that an artefact brings.
+        players: instead, how a server of `mgjax play` serves so many players at a time, such as 1 2 4 8.
+        seconds: how long they play, each number of them.
+        nuisance: beside them one who reads nothing and one who sends garbage.
     """
     import json as json_format
 
@@ -65,6 +71,8 @@ def main(
         return _cold(
             console, weights or model or loading.DEFAULT, model, dtype, attention, decoder, trust_compiled, json
         )
+    if players:
+        return _players(console, weights, model, players, seconds, nuisance, json)
     untrained = weights is None and model is not None and model not in loading.SHIPPED
     found = loading.find(weights or model or loading.DEFAULT, model=model, random_weights=untrained)
     world = found.choose(dtype, attention, decoder)
@@ -86,6 +94,39 @@ def main(
     else:
         print(text)
     return 1 if report.get("compilations_after_warm_up") else 0
+
+
+def _players(console, weights, model, players, seconds, nuisance, json) -> int:
+    """Plays against servers, one for each number of players."""
+    import json as json_format
+
+    from rich.table import Table
+
+    from mgjax.eval import bench
+    from mgjax.io.files import atomic_path
+
+    if min(players) < 1 or seconds < 5:
+        raise InputError("at least one player plays for at least five seconds")
+    try:
+        from mgjax.play import load
+    except ImportError as error:
+        raise InputError(f"this needs the extra `play` ({error.name} is missing)") from None
+    flags = [part for name, value in (("--weights", weights), ("--model", model)) if value for part in (name, value)]
+    with console.status("starting") as status:
+        report = load.measure(flags, players, seconds, nuisance=nuisance, notify=status.update)
+    columns = ("players", "frames a second, least to most", "input to frame, p50 / p95 / p99", "late frames", "memory")
+    table = Table(*columns, title=f"{model or weights or 'rooms'}, {seconds:g} s each")
+    for row in report:
+        fps, delay, memory = row["fps"], row["delay_ms"], row["memory_mb"]
+        table.add_row(
+            str(row["players"]), f"{fps[0]:.2f} to {fps[1]:.2f}", " / ".join(f"{value} ms" for value in delay.values()),
+            f"{100 * row['missed']:.2f} %", f"{memory[0]} to {memory[1]} MB",
+        )  # fmt: skip
+    console.print(table)
+    if json is not None:
+        with atomic_path(json) as path:
+            path.write_text(json_format.dumps({"players": report, "machine": bench.machine()}, indent=1) + "\n")
+    return 0
 
 
 def _cold(console, name, model, dtype, attention, decoder, trust_compiled, json) -> int:
