@@ -21,6 +21,7 @@ class Programs(NamedTuple):
     be used again."""
 
     encode: jax.stages.Wrapped  # (world, params, image, horizon)
+    encode_video: jax.stages.Wrapped
     begin: jax.stages.Wrapped
     sample: jax.stages.Wrapped
     decode: jax.stages.Wrapped  # donates the decoder's cache
@@ -37,6 +38,7 @@ def programs(kind: type) -> Programs:
     options = {"compiler_options": memory_order(jax.default_backend())}
     return Programs(
         encode=jax.jit(kind.encode, static_argnums=(0, 3)),
+        encode_video=jax.jit(kind.encode_video, static_argnums=0),
         begin=jax.jit(kind.begin, static_argnums=0),
         sample=jax.jit(kind.sample, static_argnums=0, **options),
         decode=jax.jit(kind.decode, static_argnums=0, donate_argnums=4, **options),

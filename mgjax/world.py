@@ -93,6 +93,11 @@ class World:
         features = clip.features(params, self.cfg, image, dtype=self.dtype)
         return ImageCondition(latents.astype(jnp.float32), features)
 
+    def encode_video(self, params: Params, video: Float[Array, "b f h w 3"]) -> Float[Array, "b t h w c"]:
+        """Latents of videos in [-1, 1] of 1 + 4 (t - 1) frames, as `prefill` takes them."""
+        latents = codecs.of(self.cfg.vae).encode(params["vae"], self.cfg.vae, video, dtype=self.dtype)
+        return latents.astype(jnp.float32)
+
     def begin(self, params: Params, condition: ImageCondition, keys: PRNGKeyArray) -> StreamState:
         """The state of new streams, one a picture; `keys` [b] are what their noise is drawn from."""
         cfg, batch = self.cfg.dit, keys.shape[0]
@@ -138,7 +143,8 @@ class World:
         chunk = self.bind(params, state, actions)
 
         def denoise(x, timestep):
-            dit, x = _anew((params["dit"], x))
+            # The time as well: folded into a constant it is rounded otherwise than in a program of more steps.
+            dit, x, timestep = _anew((params["dit"], x, timestep))
             return self.denoise({"dit": dit}, chunk, x, timestep)
 
         return rollout.sample(denoise, self._draw(state) if noise is None else noise, self.sigmas).x0

@@ -76,6 +76,10 @@ class ExportedWorld:
         """As `World.encode`; the whole of the condition whatever `horizon` says."""
         return ImageCondition(**self._call("encode", params, image.shape[0], {"image": image}))
 
+    def encode_video(self, params: dict, video: jax.Array) -> jax.Array:
+        """InputError: an artefact holds the encoder of pictures alone."""
+        raise InputError(f"{self.folder} has no encoder of videos: streams that begin with one need the model itself")
+
     def begin(self, params: dict, condition: ImageCondition, keys: jax.Array) -> StreamState:
         """As `World.begin`."""
         inputs = condition._asdict(), {"key": jax.random.key_data(keys)}

@@ -14,8 +14,9 @@ from mgjax.config import WorldConfig
 from mgjax.errors import InputError
 from mgjax.io.image import as_picture
 from mgjax.stream import snapshot
-from mgjax.stream.rows import num_chunks
+from mgjax.stream.rows import Rows, all_rows, chunk_rows, num_chunks, to_chunks
 from mgjax.stream.session import Session
+from mgjax.types import Actions
 
 if TYPE_CHECKING:
     from mgjax.world import Params, World
@@ -86,6 +87,37 @@ class Model:
             check_seed(seed)
         seeds = seeds * len(pictures) if len(seeds) == 1 else seeds
         return Session.start(self.world, self.params, np.stack(pictures), seeds, horizon, self)
+
+    def prefill(self, video: Picture | Sequence[Picture], rows: Rows, seed: int = 0) -> Session:
+        """A stream that goes on after the frames of a given `video`, as if it had made them.
+
+        Args:
+            video: its frames [f, h, w, 3] or a list of pictures, as in `start`: as many as whole chunks give, which for
+                chunks of 12 are 9, 21, 33 and so on.
+            rows: the f - 1 rows that made them, a script or arrays: row r made frame r + 1.
+            seed: of the noise of what follows.
+
+        Raises:
+            InputError: frames or rows are none of this world, or of another number.
+        """
+        check_seed(seed)
+        cfg = self.cfg
+        given, count = all_rows(cfg, rows), len(video)
+        chunks = num_chunks(cfg, count - 1)
+        if count != chunk_rows(cfg, chunks) + 1:
+            lengths = ", ".join(str(chunk_rows(cfg, chunks) + 1) for chunks in (1, 2, 3))
+            raise InputError(f"a stream does not begin with {count} frames: give {lengths} and so on")
+        if given.keyboard.shape[:-1] != (count - 1,):
+            raise InputError(
+                f"{count} frames were made by {count - 1} rows, and these are {list(given.keyboard.shape[:-1])}"
+            )
+        frames = np.stack([as_picture(frame, cfg.height, cfg.width) for frame in video])
+        session = Session.start(self.world, self.params, frames[:1], [seed], model=self)
+        run, actions = self.world.programs(), to_chunks(cfg, Actions(*(part[None] for part in given)))
+        latents = run.encode_video(self.world, self.params, frames[None])
+        latents = latents.reshape(1, chunks, -1, *latents.shape[2:]).swapaxes(0, 1)
+        state = run.prefill(self.world, session.params, session.state, actions, latents)
+        return Session(self.world, session.params, state, self)
 
     def resume(self, path: str | os.PathLike) -> Session:
         """The streams that `Session.save` wrote; they go on as they would have.

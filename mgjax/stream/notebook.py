@@ -118,6 +118,7 @@ class Walk:
                     self.dropped += 1
                     continue
                 wake.wait(max(left, 0.0))
-                self.frame, self.shown = frame, self.shown + 1
+                self.frame = frame
                 self._display.update(self._image())
+                self.shown += 1
         self.ended = chunk.reason

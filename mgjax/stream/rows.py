@@ -157,15 +157,20 @@ def script_of(cfg: WorldConfig, script: Rows, *, resumed: bool = False) -> Itera
     Raises:
         InputError: there is no row, or a row is none of this world.
     """
-    if isinstance(script, str | Path):
-        keyboard, mouse = load_actions(script, cfg)
-        script = Actions(keyboard, mouse[:, : cfg.dit.action.mouse_dim])
-    if not (isinstance(script, tuple) or hasattr(script, "ndim")):
+    if not (isinstance(script, str | Path | tuple) or hasattr(script, "ndim")):
         return _late(cfg, iter(script), resumed)
-    rows = as_actions(cfg, script)
+    rows = all_rows(cfg, script)
     if not rows.keyboard.shape[-2]:
         raise InputError("the script holds no row: give at least one")
     return (Actions(*pair) for pair in zip(*to_chunks(cfg, rows, resumed=resumed), strict=True))
+
+
+def all_rows(cfg: WorldConfig, script: Rows) -> Actions:
+    """The rows [n, *] or [b, n, *] of a script, its file, or of arrays; InputError where they are none."""
+    if isinstance(script, str | Path):
+        keyboard, mouse = load_actions(script, cfg)
+        return Actions(keyboard, mouse[:, : cfg.dit.action.mouse_dim])
+    return as_actions(cfg, script)
 
 
 def _late(cfg: WorldConfig, source: Iterator, resumed: bool) -> Iterator[Actions]:

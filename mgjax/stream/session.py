@@ -94,6 +94,8 @@ class Session:
             InputError: pictures and seeds differ in number, or a picture is none of this world.
         """
         image = _pictures(world, image, len(seeds))
+        # A length that is no shorter than what is settled is none, so that one program encodes for all of them.
+        horizon = None if horizon is None or horizon >= world.settled else horizon
         condition = world.programs().encode(world, params, image, horizon)
         keys = jnp.stack([jax.random.key(seed) for seed in seeds])
         params = world.streaming(params)
@@ -201,7 +203,7 @@ class Session:
             model = self._model()
             if model is None:
                 raise InputError("the model that began these streams was let go of: keep it, to encode more pictures")
-            picture = model._start(picture, [seed], self.state.condition.shape[1])
+            picture = model._start(picture, [seed], self.horizon)
         elif picture.streams != 1 or picture.world != self.world:
             raise InputError("a stream is replaced by a session of one stream of the same world")
         elif picture.state.condition.shape[1] != self.state.condition.shape[1]:
