@@ -25,6 +25,8 @@ class Check:
     """The dataset."""
     replays: int = 16
     """Clips that are rendered again where the engine is here; -1 renders all."""
+    engine: str = ""
+    """MODULE:CLASS of your own engine, where the set was recorded with it: no code is run because a file names it."""
     least: float = 0.99
     """Agreement that is asked for."""
     pictures: int = 4000
@@ -57,7 +59,11 @@ class Check:
         dataset = Dataset(self.folder)
         schema = dataset.schema
         engine, reason = None, "they were not recorded from an engine"
-        if schema.engine and self.replays:
+        if ":" in schema.engine and schema.engine != self.engine:
+            reason = (
+                f"they are of an engine that does not come with mgjax; where you trust it: --engine {schema.engine}"
+            )
+        elif schema.engine and self.replays:
             try:
                 engine = make_engine(schema.engine, size=schema.size, fps=schema.fps, **schema.options)
             except InputError as error:

@@ -38,7 +38,7 @@ def main(
 
     Args:
       out: Folder of the dataset; what is recorded is added to what is there.
-      engine: doom, shapes, or screen.
+      engine: doom, meadow, shapes, screen, or MODULE:CLASS of your own (docs/data.md).
       agent: Name of the agent that plays.
       frames: Frames to keep, rounded up to whole clips.
       seed: Everything random follows from it.
@@ -65,7 +65,9 @@ def main(
         options["size"] = parse_size(size)
     if fps:
         options["fps"] = fps
-    cfg = RecordConfig(f"{engine}-{agent}", frames, seed, clip_frames, codec, workers, filters, agent_option)
+    cfg = RecordConfig(
+        f"{engine.replace(':', '.')}-{agent}", frames, seed, clip_frames, codec, workers, filters, agent_option
+    )
     build_engine = functools.partial(make_engine, engine, **options)
     build_agent = functools.partial(make_agent, agent, **_options.parse(agent_option))
     probe = build_engine()
