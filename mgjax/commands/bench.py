@@ -28,6 +28,8 @@ def main(
     players: tuple[int, ...] = (),
     seconds: float = 120.0,
     nuisance: bool = False,
+    target: str | None = None,
+    share: float = 0.6,
 ) -> int:
     """Streams the seeded composite and prints what it takes; exits with 1 if anything was compiled after warm-up.
 
@@ -51,6 +53,10 @@ def main(
         players: instead, how a server of `mgjax play` serves so many players at a time, such as 1 2 4 8.
         seconds: how long they play, each number of them.
         nuisance: beside them one who reads nothing and one who sends garbage.
+        target: instead, what the programs of a stream do on a GPU that need not be here, counted from what XLA compiles
+            for it: h100_sxm, h200, a100, rtx6000pro, b200, or the file of XLA's description of one. Needs JAX's CUDA
+            wheels.
+        share: of the GPU's peaks that the second bound reckons with.
     """
     import json as json_format
 
@@ -71,6 +77,8 @@ def main(
         return _cold(
             console, weights or model or loading.DEFAULT, model, dtype, attention, decoder, trust_compiled, json
         )
+    if target is not None:
+        return _target(console, model, weights, decoder, dtype, attention, target, share, json)
     if players:
         return _players(console, weights, model, players, seconds, nuisance, json)
     untrained = weights is None and model is not None and model not in loading.SHIPPED
@@ -126,6 +134,62 @@ def _players(console, weights, model, players, seconds, nuisance, json) -> int:
     if json is not None:
         with atomic_path(json) as path:
             path.write_text(json_format.dumps({"players": report, "machine": bench.machine()}, indent=1) + "\n")
+    return 0
+
+
+def _target(console, model, weights, decoder, dtype, attention, name, share, json) -> int:
+    """Counts a chunk's programs as compiled for a GPU. What follows for the frames is a bound and no measurement."""
+    import json as json_format
+    import os
+
+    # What is compiled for need not be here.
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from rich.table import Table
+
+    from mgjax import loading
+    from mgjax.eval import bench, counts, targets
+    from mgjax.io.files import atomic_path
+
+    if not 0 < share <= 1:
+        raise InputError(f"--share {share}: a share of the peaks is above 0 and at most 1")
+    gpu = targets.find(name)
+    found = loading.find(weights or model or loading.DEFAULT, model=model, random_weights=weights is None)
+    if isinstance(found, loading.Artefact):
+        raise InputError("an artefact's programs are closed: count the weights that it was made of")
+    world = loading.choose_for(found, ("cuda",), dtype, attention, decoder)
+    with console.status("compiling") as status:
+        parts = counts.stream(world, gpu, status.update)
+    title = f"{found.cfg.name}, {world.settings.dtype}, attention {world.settings.attention}, compiled for {gpu.name}"
+    table = Table("", *(f"{part.name} (x {part.times})" for part in parts), title=title)
+    made = [part.counts for part in parts]
+    table.add_row("kernels", *(str(one.kernels) for one in made))
+    table.add_row("  of these copies", *(str(one.kinds.get("copy", (0, 0))[0]) for one in made))
+    table.add_row("GB moved", *(f"{one.bytes / 1e9:.2f}" for one in made))
+    table.add_row("  by copies", *(f"{one.kinds.get('copy', (0, 0))[1] / 1e9:.2f}" for one in made))
+    for kind in ("product", "convolution", "attention"):
+        table.add_row(f"TFLOP in {kind}s", *(f"{one.flops[kind] / 1e12:.3f}" for one in made))
+    table.add_row("temporaries", *(_megabytes(part.temporaries) for part in parts))
+    table.add_row("by bandwidth alone", *(f"{1e3 * one.bandwidth_s:.2f} ms" for one in made))
+    table.add_row("by matrix units alone", *(f"{1e3 * one.matrix_s:.2f} ms" for one in made))
+    table.add_row("bound", *(f"{1e3 * one.bound_s:.2f} ms" for one in made))
+    console.print(table)
+    seconds = sum(part.times * part.counts.bound_s for part in parts)
+    frames = found.cfg.chunk_frames
+    console.print(
+        f"bound, no measurement: {frames / seconds:.0f} frames a second at the peaks, "
+        f"{share * frames / seconds:.0f} at {100 * share:.0f} % of them"
+    )
+    for part in parts:
+        if part.counts.copied:
+            console.print(f"{part.name} copies whole arguments: {', '.join(part.counts.copied)}")
+    if json is not None:
+        report = {
+            "target": gpu.name, "model": found.cfg.name, "bound_fps": frames / seconds, "jax": bench.machine()["jax"],
+            "parts": [part._asdict() | {"counts": part.counts._asdict()} for part in parts],
+        }  # fmt: skip
+        with atomic_path(json) as path:
+            path.write_text(json_format.dumps(report, indent=1) + "\n")
     return 0
 
 
