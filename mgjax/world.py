@@ -143,8 +143,7 @@ class World:
         chunk = self.bind(params, state, actions)
 
         def denoise(x, timestep):
-            # The time as well: folded into a constant it is rounded otherwise than in a program of more steps.
-            dit, x, timestep = _anew((params["dit"], x, timestep))
+            dit, x = _anew((params["dit"], x))
             return self.denoise({"dit": dit}, chunk, x, timestep)
 
         return rollout.sample(denoise, self._draw(state) if noise is None else noise, self.sigmas).x0

@@ -64,7 +64,8 @@ def _action(cfg: DiTConfig, name: str, *path: str) -> list[Tensor]:
 
 
 def dit_tensors(cfg: DiTConfig) -> list[Tensor]:
-    """Every tensor of a released DiT; paths are those of `mgjax.models.dit.init` (blocks not stacked)."""
+    """Every tensor of a released DiT; paths are those of `mgjax.models.dit.init` (blocks not stacked). What only worlds
+    of our own have, actions that shift the time embedding, bears names in the same manner."""
     patch = (("ph", cfg.patch), ("pw", cfg.patch), ("pt", 1))
     tensors = [
         Tensor("model.patch_embedding.weight", ("patch", "kernel"), "o i pt ph pw -> (pt ph pw i) o", patch),
@@ -79,6 +80,11 @@ def dit_tensors(cfg: DiTConfig) -> list[Tensor]:
         Tensor("model.head.modulation", ("head", "modulation"), "1 s d -> s d"),
         *_linear("model.head.head", "head", "out"),
     ]
+    if cfg.action.additive:
+        tensors += [
+            *_linear("model.action_shift.0", "actions", "in"),
+            *_linear("model.action_shift.2", "actions", "out"),
+        ]
     for layer in range(cfg.num_layers):
         name, path = f"model.blocks.{layer}", ("blocks", str(layer))
         tensors += [

@@ -73,11 +73,12 @@ class Theatre:
     def __init__(self, model, folder, places, cost, **more):
         self.model, self.folder, self.cost, self.now = model, folder, cost, 100.0
         self.pool = player.Pool(model.cfg, places, clock=lambda: self.now, **more)
+        self.head = head(model)  # the weights' fingerprint is a program of its own
         self.guests = []
 
     def join(self, picture, seed=0, sink=None):
         guest = Guest()
-        log = LogWriter(self.folder / f"{len(self.guests)}.ndjson", head(self.model))
+        log = LogWriter(self.folder / f"{len(self.guests)}.ndjson", self.head)
         try:
             guest.player = self.pool.join(*player.opening(self.model, picture, seed), sink or guest.got.append, log)
         except InputError:
