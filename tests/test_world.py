@@ -17,7 +17,8 @@ from mgjax.world import World
 CHUNKS = 4
 
 
-@pytest.fixture(scope="module", params=["vae", "taehv"])
+# The small decoder's streams are compared in tests/stream/test_session.py by default, the full one's here.
+@pytest.fixture(scope="module", params=["vae", pytest.param("taehv", marks=pytest.mark.slow)])
 def world(tiny, request):
     return World(tiny, Settings("float32", request.param))
 

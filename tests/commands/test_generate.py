@@ -53,7 +53,7 @@ def test_a_picture_and_keys_become_a_video(frames_of, picture, tmp_path):
     assert not drawn[:160].any()
 
 
-@pytest.mark.parametrize("decoder", ["vae", "taehv"])
+@pytest.mark.parametrize("decoder", [pytest.param("vae", marks=pytest.mark.slow), "taehv"])
 def test_a_stream_taken_up_again_is_one_long_stream(frames_of, picture, decoder):
     common = ["--decoder", decoder, "--no-overlay"]
     whole = frames_of("--image", picture, "--actions", "w:8 d+right:12", "--chunks", "3", *common)

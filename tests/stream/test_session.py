@@ -35,7 +35,8 @@ def _play(session, chunks):
     return np.concatenate([session.step(_rows(chunk, session.streams))[0] for chunk in chunks])
 
 
-@pytest.fixture(scope="module", params=["vae", "taehv"])
+# The full decoder's streams are compared in tests/test_world.py by default, the small one's here.
+@pytest.fixture(scope="module", params=[pytest.param("vae", marks=pytest.mark.slow), "taehv"])
 def decoder(request):
     return request.param
 
