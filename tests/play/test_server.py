@@ -218,7 +218,7 @@ def test_garbage_ends_its_own_session_and_no_other(port, served):
                 other.next("welcome")
                 other.socket.send(garbage)
                 assert other.closed()["code"] == "malformed"
-            until(lambda: len(server.guests) == 1)
+            until(lambda: len(server.guests) == len(server.pool.players) == 1)
         with Client(port) as flood:
             flood.next("welcome")
             for _ in range(400):
