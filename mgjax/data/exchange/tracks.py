@@ -23,6 +23,9 @@ from mgjax.errors import InputError
 
 MAX_DRIFT = 0.02  # a clock that is off by more is another clock
 _NEAR = 8  # rows around one, of which half may be late by chance
+_OWN = 0.2  # frames that rows are off, of which each has the time of a picture
+_CLEAR = 0.35  # of the way to the next picture, up to which a row belongs to this one
+_BETWEEN = -2
 _NAN = float("nan")
 
 
@@ -147,11 +150,19 @@ def match(rows: Rows, shown: Shown, source: Source, offset: float | None = None)
     count, total = len(rows.places), len(shown.times)
     if count == total:
         return _one_by_one(rows.track, shown)
-    if shown.slots is not None and count == shown.slots[-1] + 1:  # rows also for the pictures that are missing
+    if _gaps_tell(shown) and count == shown.slots[-1] + 1:  # rows also for the pictures that are missing
         return _on_slots(rows.track, shown, _lost(shown))
     gaps = "; " + "; ".join(_lost(shown)) if _lost(shown) else ""
     damage = "; " + "; ".join(shown.faults) if shown.faults else ""
     raise InputError(f"{rows.file} has {count} rows, and {source} has {total} frames{gaps}{damage}")
+
+
+def _gaps_tell(shown: Shown) -> bool:
+    """Whether pictures keep to their grid so well that a gap is a lost picture; a variable rate fits one by chance."""
+    if shown.slots is None or len(shown.slots) < 3:
+        return shown.slots is not None
+    off = shown.times - np.polyval(np.polyfit(shown.slots, shown.times, 1), shown.slots)
+    return np.sqrt(np.mean(off**2)) * shown.fps < 0.15
 
 
 def _one_by_one(track: Track, shown: Shown, faults: tuple[str, ...] = ()) -> Matched:
@@ -193,7 +204,7 @@ def _by_frame(rows: Rows, shown: Shown, source: Source) -> Matched:
     for k in np.flatnonzero(np.diff(numbers) == 0)[:1]:
         raise InputError(f"{rows.file}, {rows.places[k + 1]}: it has frame {numbers[k]}, and so has {rows.places[k]}")
     low, high = int(numbers[0]), int(numbers[-1])
-    slots = total if shown.slots is None else int(shown.slots[-1]) + 1
+    slots = int(shown.slots[-1]) + 1 if _gaps_tell(shown) else total
     base, units = None, total
     for candidate in (total, slots):
         for start in (0, 1):
@@ -265,6 +276,7 @@ def _by_time(rows: Rows, shown: Shown, source: Source, offset: float | None) -> 
     seconds, start = times * unit, times[0] * unit
     if len(times) == total and offset is None:
         if (k := _jump(seconds, shown)) is None:
+            _not_shifted(rows, seconds, shown, source)
             return _one_by_one(rows.track, shown)
         rows_step, frames_step = seconds[k] - seconds[k - 1], shown.times[k] - shown.times[k - 1]
         raise InputError(
@@ -280,14 +292,8 @@ def _by_time(rows: Rows, shown: Shown, source: Source, offset: float | None) -> 
             "say with --offset at which time of the rows the first picture was taken"
         )
     clock, track = seconds - (offset or 0.0), rows.track
-    if (at := _own_pictures(clock, shown)) is not None:
-        inside = at >= 0
-        cut = rows._replace(track=Track(*(array[inside] for array in track)))
-        track, faults = _spread(cut, at[inside], total)
-        # What rows of pictures that are lost hold happened while the picture before was on show.
-        between = np.searchsorted(shown.times, clock[~inside], "right") - 1
-        track.usable[between[between >= 0]] = False
-        return _one_by_one(track, shown, faults)
+    if (at := _own_places(clock, shown)) is not None:
+        return _on_places(rows, clock, at, shown)
     period = float(np.median(np.diff(clock)))
     clock = warp(clock, shown.times, shown.clock)
     # Rows of the pictures' own rate belong to the nearest picture; those of a higher one lie where their times say.
@@ -317,41 +323,113 @@ def _by_time(rows: Rows, shown: Shown, source: Source, offset: float | None) -> 
     return Matched(shown.clock, shown.stamps, shown.good, shown.fps, regular, rows_in, faults + shown.faults)
 
 
-def _own_pictures(clock: Float[np.ndarray, " n"], shown: Shown) -> Int[np.ndarray, " n"] | None:
-    """The picture of each row, -1 for rows beyond the video, where the rows have the very times of pictures; else None.
+def _place_times(shown: Shown) -> Float[np.ndarray, " u"]:
+    """When the picture of each place was taken: of a grid's missing ones as their neighbours say."""
+    if shown.slots is None:
+        return shown.times
+    return np.interp(np.arange(shown.slots[-1] + 1), shown.slots, shown.times)
 
-    Rows of a lower rate may have them too, but leave more pictures without a row than a recorder forgets. On a regular
-    clock, rows between are those of lost pictures, which go by time.
+
+def _own_places(clock: Float[np.ndarray, " n"], shown: Shown) -> Int[np.ndarray, " n"] | None:
+    """The place of each row, a picture or one that is missing from a grid, where rows have the times of pictures.
+
+    That is, by the stamps or by the regular clock behind them, and in most places: rows of a lower rate leave more of
+    them empty than a recorder forgets. -1 for rows beyond the video, _BETWEEN for those of no place, or as near to one
+    as another row. None: the rows have a clock of their own.
     """
-    frame = 1.0 / shown.fps
-    pairs = _around(clock, shown.times)
-    off = np.abs(clock[:, None] - shown.times[pairs])
-    at = np.where(off.min(axis=1) < 0.1 * frame + 2e-3, pairs[np.arange(len(clock)), off.argmin(axis=1)], -1)
-    inside = ((clock > -frame) & (clock < shown.times[-1] + frame)).sum()
-    own = at[at >= 0]
-    if len(own) < 2 or len(np.unique(own)) < len(own) or len(own) < 0.6 * (own[-1] - own[0] + 1):
+    frame, times = 1.0 / shown.fps, _place_times(shown)
+    bases = [times]
+    if shown.slots is not None and len(shown.times) > 2:
+        bases.append(np.polyval(np.polyfit(shown.slots, shown.times, 1), np.arange(len(times))))
+    inside = (clock > -0.5 * frame) & (clock < times[-1] + 0.5 * frame)
+    if inside.sum() < 2 or len(times) < 2:
         return None
-    enough = len(own) == inside if shown.slots is not None else len(own) > 0.9 * inside
-    return at if enough else None
+
+    def nearest(base: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        pairs = _around(clock, base)
+        pairs[:, 1] = np.maximum(pairs[:, 1], 1)  # before the first: between the first two
+        off = np.abs(clock[:, None] - base[pairs])
+        gap = base[pairs[:, 1]] - base[pairs[:, 0]]
+        return pairs[np.arange(len(clock)), off.argmin(axis=1)], off.min(axis=1), gap
+
+    at, off, gap = min(map(nearest, bases), key=lambda found: np.median(found[1][inside]))
+    typical = np.median(off[inside])
+    if typical > _OWN * frame:
+        return None
+    clear = (off < np.clip(4 * typical, 0.1 * frame, _CLEAR * frame)) & (off < _CLEAR * gap)
+    at = np.where(inside, np.where(clear, at, _BETWEEN), -1)
+    places, counts = np.unique(at[at >= 0], return_counts=True)
+    there = np.arange(len(times)) if shown.slots is None else shown.slots
+    if not len(places) or np.isin(there[(there >= places[0]) & (there <= places[-1])], places).mean() < 0.6:
+        return None
+    return np.where(np.isin(at, places[counts > 1]), _BETWEEN, at)
+
+
+def _on_places(rows: Rows, clock: Float[np.ndarray, " n"], at: Int[np.ndarray, " n"], shown: Shown) -> Matched:
+    """Rows at their places (`_own_places`); what those between hold happened after the picture before them."""
+    times, placed = _place_times(shown), at >= 0
+    track, faults = _spread(
+        rows._replace(track=Track(*(array[placed] for array in rows.track))), at[placed], len(times)
+    )
+    between = np.flatnonzero(at == _BETWEEN)
+    before = np.searchsorted(times, clock[between], "right") - 1
+    track.usable[before[before >= 0]] = False
+    sentences = tuple(f"{rows.file}, {rows.places[k]}: its time is not clearly that of one frame" for k in between)
+    if len(sentences) > 3:
+        sentences = (*sentences[:3], f"{rows.file} has {len(between)} rows between frames in all")
+    if shown.slots is None:
+        return _one_by_one(track, shown, faults + sentences)
+    return _on_slots(track, shown, faults + sentences + _lost(shown))
 
 
 def _jump(seconds: Float[np.ndarray, " n"], shown: Shown) -> int | None:
     """The row from which on the rows' clock is another frame's, where there are as many rows as pictures.
 
     Jitter of less than half a frame on average and a drift of the clock are none, nor are the steps of a clock that
-    counts in more than a frame.
+    counts in more than a frame, nor rows that were stamped late and are caught up in a burst.
     """
     frame, late = 1.0 / shown.fps, seconds - shown.times
-    step = np.min(np.diff(seconds), where=np.diff(seconds) > 0, initial=np.inf)
+    steps = np.diff(seconds)
+    step = np.min(steps, where=steps > 0, initial=np.inf)
     if step > 1.5 * frame:
         return None if np.ptp(late) < step + frame else int(np.argmax(np.abs(late - np.median(late)))) or 1
-    if len(doubled := np.flatnonzero(np.diff(seconds) == 0)):
+    if len(doubled := np.flatnonzero(steps == 0)):
         return int(doubled[0]) + 1
     for k in np.flatnonzero(np.abs(np.diff(late)) > 0.5 * frame) + 1:
         if abs(np.median(late[k : k + _NEAR]) - np.median(late[max(0, k - _NEAR) : k])) > 0.5 * frame:
             return int(k)
+    off = late - _local_median(late)
+    tolerance = np.clip(6 * np.median(np.abs(off)), 0.25 * frame, 0.5 * frame)
+    for start, stop in spans(np.abs(off) > tolerance):
+        # A row and a picture are missing, but not at one place; or one of the two clocks caught up.
+        catching_up = steps if off[start] > 0 else np.diff(shown.times)
+        if stop == len(off) or catching_up[stop - 1] > 0.3 * frame:
+            return start or stop
     length = shown.times[-1] - shown.times[0]
     return None if np.ptp(late) < MAX_DRIFT * length + frame else 1
+
+
+def _not_shifted(rows: Rows, seconds: Float[np.ndarray, " n"], shown: Shown, source: Source) -> None:
+    """Refuses as many rows as pictures whose times are those of a few pictures later or earlier."""
+    at = _own_places(seconds, shown)
+    if at is None:
+        return
+    own = np.arange(len(at)) if shown.slots is None else shown.slots
+    shifts = np.unique((at - own)[at >= 0])
+    if len(shifts) == 1 and 0 < abs(shift := int(shifts[0])) <= _NEAR:
+        side = "after" if shift > 0 else "before"
+        raise InputError(
+            f"the times of {rows.file} are those of {abs(shift)} frame{'s' * (abs(shift) > 1)} {side} its rows' own in "
+            f"{source}, although there are as many rows as frames: --offset 0 matches them by time, and "
+            f"--offset {shift / shown.fps:.4g} one by one"
+        )
+
+
+def _local_median(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """The median of `_NEAR` values on both sides of each."""
+    near = min(_NEAR, len(values) - 1)
+    padded = np.pad(values, near, mode="reflect")
+    return np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * near + 1), axis=-1)
 
 
 # --- Resampling -------------------------------------------------------------------------------------------------------
