@@ -244,7 +244,7 @@ class TrainConfig:
 
     name: str
     world: WorldConfig = field(default_factory=lambda: preset("universal"))
-    weights: str | None = None  # checkpoint that the first stage starts from; None: random
+    weights: str | None = None  # checkpoint that the first stage starts from, or nano or rooms; None: random
     teacher: str | None = None  # checkpoint of the teacher where the ladder holds no foundation stage
     vae: VAEStage | None = None
     taehv: VAEStage | None = None  # its small fast twin; the weights of the loss that it has no use for are not read

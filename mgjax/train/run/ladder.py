@@ -112,7 +112,7 @@ def find_parents(cfg: TrainConfig, name: str, out: Path) -> dict[str, Path]:
         if not (out / stage / "weights").is_dir():
             raise InputError(f"stage {name} starts from stage {stage}, which is not trained in {out}: run it first")
     parents = {}
-    given = Path(cfg.weights) if cfg.weights else None
+    given = _given(cfg.weights) if cfg.weights else None
     encoders = [stage for stage in before if RECORDS[stage].gives != "dit"]
     if encoders:
         parents["vae"] = out / encoders[-1] / "weights"
@@ -132,6 +132,12 @@ def find_parents(cfg: TrainConfig, name: str, out: Path) -> dict[str, Path]:
     if "teacher" in RECORDS[name].needs and "teacher" not in parents:
         raise InputError(f"stage {name} needs a foundation stage in the ladder, or the config's `teacher`")
     return parents
+
+
+def _given(weights: str) -> Path:
+    """The folder of a config's `weights`, which may name those that come with mgjax."""
+    shipped = checkpoint.SHIPPED / weights
+    return shipped if shipped.is_dir() and not Path(weights).exists() else Path(weights)
 
 
 def with_measured_latents(cfg: TrainConfig, parents: dict[str, Path]) -> TrainConfig:
@@ -227,4 +233,5 @@ def _load(world: WorldConfig, folder: Path, component: str, shapes: dict) -> dic
     old, new = checkpoint.read_config(folder).control.columns, world.control.columns
     if component != "dit" or old == new:
         return checkpoint.load(folder, component, dtype=np.float32, sharding=places)
-    return jax.device_put(graft_keyboard(checkpoint.load(folder, component, dtype=np.float32), old, new), places)
+    params = checkpoint.load(folder, component, dtype=np.float32)
+    return jax.device_put(graft_keyboard(params, old, new, world.dit.action.mouse_dim), places)

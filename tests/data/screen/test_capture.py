@@ -1,9 +1,7 @@
 """The recorder of a desktop: what is pressed and shown is in the log and the video, also after a kill."""
 
-import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,30 +11,13 @@ import time
 import av
 import numpy as np
 import pytest
+from desktop import desktop, needs_x11
 
 from mgjax.data.screen import pad
 from mgjax.data.screen.capture import EventLog, ScreenConfig, capture
 from mgjax.errors import InputError
 
 TITLE = "A window of the tests"
-needs_x11 = pytest.mark.skipif(
-    not (shutil.which("Xvfb") and shutil.which("xdotool")), reason="Xvfb or xdotool is not installed"
-)
-
-
-@contextlib.contextmanager
-def desktop(size="320x240"):
-    """A display of its own; gives its name."""
-    read, write = os.pipe()
-    command = ["Xvfb", "-displayfd", str(write), "-screen", "0", f"{size}x24", "-nolisten", "tcp"]
-    server = subprocess.Popen(command, pass_fds=[write], stderr=subprocess.DEVNULL)
-    os.close(write)
-    try:
-        with os.fdopen(read) as told:
-            yield f":{told.readline().strip()}"
-    finally:
-        server.terminate()
-        server.wait()
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import tiny
 
 from mgjax.config import ActionConfig, Settings, preset, shift_of
 from mgjax.models import dit
+from mgjax.models.graft import graft_keyboard
 from mgjax.train.parts.network import causal, draw_past, forced, network_of
 from mgjax.train.parts.rolling import begin, chunk_rows, clip_of, draw_noise, repeat_steps, replay, roll, stream_params
 from mgjax.train.stages import causal as causal_stage
@@ -44,6 +45,21 @@ def test_the_released_worlds_have_none_of_it():
         assert cfg.dit.prediction == "velocity"
         assert cfg.dit.image_tokens
         assert not {"actions", "place"} & set(dit.shapes(cfg.dit))
+
+
+def test_grafted_columns_keep_what_they_add_to_the_time(world):
+    """The rows of all keys of a window, one after another, and then its mouse: another order, and one key more."""
+    old, new = world.control.columns, ("jump", *reversed(world.control.columns))
+    params = tiny.weights(world)
+    wide = graft_keyboard(params, old, new, world.dit.action.mouse_dim)
+    keys, mouse = jax.random.bernoulli(jax.random.key(0), 0.5, (1, 2, 12, 4)), jnp.ones((1, 2, 24))
+    moved = jnp.stack([keys[..., old.index(name)] if name in old else jnp.ones((1, 2, 12)) for name in new], -1)
+
+    def shift(params, keyboard):
+        return dit.ActionShift(world.dit).apply({"params": params["actions"]}, keyboard.reshape(1, 2, -1), mouse)
+
+    np.testing.assert_allclose(shift(wide, moved), shift(params, keys), atol=ROUNDING)
+    assert np.abs(shift(wide, 1.0 - moved) - shift(params, keys)).max() > 1e-3
 
 
 def test_the_shift_of_the_released_size_and_of_a_quarter_of_its_tokens():
