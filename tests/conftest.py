@@ -23,14 +23,35 @@ ROOT = Path(__file__).parents[1]
 
 
 def pytest_configure(config):
-    """Programs that take half a second to compile are compiled once in a run: its workers, and the processes that they
-    start, share a folder of them, which begins empty and goes when the run ends.
+    """Most of the time of these tests is compilation. Programs that take half a second to compile are compiled once in
+    a run: its workers, and the processes that they start, share a folder of them, which begins empty and goes when the
+    run ends. And they are compiled with most optimisations off, but for the files that ask for `optimised`.
     """
     if hasattr(config, "workerinput"):
         return
     folder = tempfile.mkdtemp(prefix="mgjax-tests-")
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
-    os.environ |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": folder,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+
+
+@pytest.fixture(scope="module")
+def optimised():
+    """The programs that people run: for tests of bits, of the sizes of programs and of what takes long to run.
+    `pytestmark = pytest.mark.usefixtures("optimised")` at the head of a file.
+    """
+    import jax
+
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(name.upper(), "0")  # of processes that the tests start
+        yield
+    jax.config.update(name, before)
 
 
 class Golden:

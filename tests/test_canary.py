@@ -8,6 +8,9 @@ import subprocess
 import sys
 
 import jaxlib
+import pytest
+
+pytestmark = pytest.mark.usefixtures("optimised")
 
 ADVICE = f"jaxlib {jaxlib.__version__} computes wrong sums on this CPU: install another release and exclude this one"
 

@@ -8,6 +8,8 @@ import mgjax
 from mgjax import checkpoint, loading
 from mgjax.config import preset
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 FOLDER = checkpoint.SHIPPED / "rooms"
 
 

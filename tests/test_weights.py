@@ -15,6 +15,8 @@ from mgjax.eval.pixels import decibels, frames_needed, student_pixels, worst_fra
 from mgjax.eval.verdict import LONG, WORST
 from mgjax.types import Actions
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 NANO = checkpoint.SHIPPED / "nano"
 
 

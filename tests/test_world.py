@@ -14,6 +14,8 @@ from mgjax.programs import replace_row
 from mgjax.types import Actions, ImageCondition
 from mgjax.world import World
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 CHUNKS = 4
 
 

@@ -7,6 +7,8 @@ import pytest
 from mgjax.eval.verdict import judge
 from mgjax.train_config import STAGES
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 ROOT = Path(__file__).parents[2]
 NANO, PICTURE = ROOT / "configs" / "nano.py", ROOT / "docs" / "shapes.png"
 

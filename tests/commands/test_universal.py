@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 PICTURE = Path(__file__).parents[2] / "docs" / "maze.png"
 
 

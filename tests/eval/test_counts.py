@@ -7,6 +7,8 @@ import pytest
 from mgjax.errors import InputError
 from mgjax.eval import counts, targets
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 # y = relu(x) @ w for three rounds of a loop, then a copy of the weights; f32[256,256] has 262,144 bytes.
 HLO = """
 HloModule small

@@ -11,6 +11,8 @@ from mgjax.errors import InputError
 from mgjax.eval import parity
 from mgjax.eval.parity import check
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 
 def _agrees(lines):
     lines = list(lines)
@@ -24,7 +26,7 @@ def test_parts_agree(golden, folder):
     assert _agrees(check(golden / folder))
 
 
-@pytest.mark.parametrize("folder", ["dit_templerun", "dit_universal"])
+@pytest.mark.parametrize("folder", [pytest.param("dit_templerun", marks=pytest.mark.slow), "dit_universal"])
 def test_streams_agree_over_a_wrapped_cache(golden, folder):
     lines = _agrees(check(golden / folder))
     assert {"latents", "flow.chunk0.step0", "latents (tiled)"} <= {line.name for line in lines}

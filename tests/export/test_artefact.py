@@ -20,6 +20,8 @@ from mgjax.stream.model import Model
 from mgjax.stream.session import Session
 from mgjax.world import World
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 
 def _linear(small):
     """The small world without a VAE or an image tower, which remembers its past in noise."""

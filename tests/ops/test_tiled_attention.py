@@ -9,6 +9,8 @@ import pytest
 from mgjax.ops import tiled
 from mgjax.ops.attention import attention
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 
 @pytest.mark.parametrize("keys", [90, 92])  # the maximum of 92 goes over quarters of them
 @pytest.mark.parametrize("length", [None, (70, 3)])

@@ -14,6 +14,8 @@ from mgjax.eval.bench import CompilationCounter
 from mgjax.stream.log import LogWriter, head
 from mgjax.stream.player import Pool, opening
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 
 def _resident():
     """Bytes of memory that this process holds."""

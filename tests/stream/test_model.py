@@ -20,6 +20,8 @@ from mgjax.stream.session import Session
 from mgjax.types import Actions
 from mgjax.world import World
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 
 def _cfg(small, name, *, keyboard=4, mouse=2, actions=3, steps=(1000,), **changes):
     dit = dataclasses.replace(small.dit, num_layers=1, image_tokens=0, image_dim=1, mask_channels=1, **changes)

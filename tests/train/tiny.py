@@ -23,11 +23,12 @@ from mgjax.train.parts.fit import clip_spec
 @contextlib.contextmanager
 def quick_compilation():
     """These programs run for milliseconds and compile for seconds."""
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield
     finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def world(keyboard_dim: int = 4, **changes) -> WorldConfig:
