@@ -1,7 +1,8 @@
 """The world that comes with mgjax: a Doom level of four rooms, 64 x 96, which two CPU cores learn in an afternoon.
 
     mgjax record --engine doom --agent mixture --size 64x96 --fps 17.5 --mouse-scale 5 --clip-frames 129 \\
-        --engine-option 'levels=["rooms"]' vary_light=false level_view=true supersample=3 fov=105.0 \\
+        --engine-option 'levels=["rooms"]' --engine-option vary_light=false --engine-option level_view=true \\
+        --engine-option supersample=3 --engine-option fov=105.0 \\
         --frames 200000 --seed 1 --out train          # and --frames 12900 --seed 2 --out held_out
     mgjax data code train --out code
     mgjax train configs/rooms.py data.path=train data.validation_path=held_out weights=code --out runs/rooms

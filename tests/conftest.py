@@ -31,11 +31,16 @@ def pytest_configure(config):
         return
     folder = tempfile.mkdtemp(prefix="mgjax-tests-")
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
-    os.environ |= {
-        "JAX_COMPILATION_CACHE_DIR": folder,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    import jax
+
+    choices = {
+        "jax_compilation_cache_dir": folder,
+        "jax_persistent_cache_min_compile_time_secs": 0.5,
+        "jax_disable_most_optimizations": True,
     }
+    for name, value in choices.items():
+        jax.config.update(name, value)  # JAX has read the environment before, where pytest runs without workers
+        os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +52,13 @@ def optimised():
 
     name = "jax_disable_most_optimizations"
     before = jax.config.read(name)
+    jax.clear_caches()  # equal worlds share their programs, however these were compiled
     jax.config.update(name, False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(name.upper(), "0")  # of processes that the tests start
         yield
     jax.config.update(name, before)
+    jax.clear_caches()
 
 
 class Golden:

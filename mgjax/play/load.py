@@ -14,6 +14,7 @@ import re
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -54,8 +55,36 @@ def measure(
     return report
 
 
+def cold(flags: Sequence[str]) -> dict[str, float]:
+    """Seconds from the start of `mgjax play` with `flags` to a player's first frame, of two fresh servers: the first with
+    nothing compiled before, the second with what it left on the disk.
+
+    Raises:
+        InputError: a server did not start.
+    """
+    seconds = {}
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+        for when in ("first", "again"):
+            started = time.perf_counter()
+            with _process(flags, {**environment, "XDG_CACHE_HOME": cache}) as (_, port):
+                asyncio.run(_first_frame(port))
+                seconds[when] = time.perf_counter() - started
+                asyncio.run(_ready(port))  # what it compiles meanwhile for more players is not cut short
+    return seconds
+
+
 @contextlib.contextmanager
 def _server(flags: Sequence[str]) -> Iterator[tuple[subprocess.Popen, int]]:
+    """A server that has compiled all that it will need."""
+    with _process(flags, dict(os.environ)) as (process, port):
+        asyncio.run(_ready(port))
+        yield process, port
+
+
+@contextlib.contextmanager
+def _process(flags: Sequence[str], environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen, int]]:
+    """A server that listens: what plays is perhaps not loaded yet."""
     command = [
         sys.executable,
         "-c",
@@ -66,16 +95,14 @@ def _server(flags: Sequence[str]) -> Iterator[tuple[subprocess.Popen, int]]:
         "0",
         *flags,
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stderr is not None
         line = process.stderr.readline()
         found = re.search(r"http://[^/]*:(\d+)/", line)
         if found is None:
             raise InputError(line.strip().removeprefix("mgjax play: ") or "the server did not start")
-        port = int(found.group(1))
-        asyncio.run(_ready(port))
-        yield process, port
+        yield process, int(found.group(1))
     finally:
         process.terminate()
         process.wait(20)
@@ -88,6 +115,17 @@ async def _ready(port: int) -> None:
             if isinstance(data, str) and json.loads(data)["type"] in ("welcome", "error"):
                 break
     await asyncio.sleep(10)
+
+
+async def _first_frame(port: int) -> None:
+    """Asks for a place until there is one, and waits for what is seen first."""
+    while True:
+        async with _line(port) as line:
+            await line.send(_hello())
+            async for data in line:
+                if isinstance(data, bytes):
+                    return
+        await asyncio.sleep(0.05)
 
 
 def _line(port: int) -> Any:
