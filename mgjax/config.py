@@ -8,11 +8,12 @@ Sources of the numbers: arXiv:2508.13009 and the configs published with the weig
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from mgjax.errors import InputError
 
@@ -22,6 +23,15 @@ DType = Literal["float32", "bfloat16"]
 AttentionChoice = Literal["auto", AttentionKind]
 DecoderChoice = Literal["auto", DecoderKind]
 DTypeChoice = Literal["auto", DType]
+
+
+def _check_sizes(cfg: Any, *, zero: tuple[str, ...] = ()) -> None:
+    """Refuses a size below 1, or below 0 for the fields that may be `zero`."""
+    for item in dataclasses.fields(cfg):
+        value, least = getattr(cfg, item.name), 0 if item.name in zero else 1
+        sizes = value if isinstance(value, tuple) else (value,)
+        if any(type(size) is int and size < least for size in sizes):
+            raise InputError(f"{type(cfg).__name__}.{item.name} is {value}: sizes are {least} or more")
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,13 @@ class ActionConfig:
     rope_dim: int = 8  # leading dims of a head that turn with the position
     rope_theta: float = 256.0
     additive: bool = False  # whether the rows also shift the time embedding: a short way to every block, from scratch
+
+    def __post_init__(self):
+        _check_sizes(self, zero=("mouse_dim", "rope_dim"))
+        if self.mouse_dim not in (0, 2):
+            raise InputError(f"mouse_dim {self.mouse_dim}: a mouse has 2 numbers, pitch and yaw, or there is none (0)")
+        if self.rope_dim % 2 or self.rope_dim > self.head_dim:
+            raise InputError(f"rope_dim {self.rope_dim} is not an even part of an action head of {self.head_dim}")
 
     @property
     def dim(self) -> int:
@@ -71,6 +88,7 @@ class DiTConfig:
     action: ActionConfig = field(default_factory=ActionConfig)
 
     def __post_init__(self):
+        _check_sizes(self, zero=("num_action_layers", "image_tokens", "sink"))
         if self.dim % self.num_heads or self.head_dim % 2:
             raise InputError(f"dim {self.dim} does not split into {self.num_heads} heads of even width")
         if self.latent_height % self.patch or self.latent_width % self.patch:
@@ -130,6 +148,19 @@ class VAEConfig:
     latent_mean: tuple[float, ...] = _WAN_MEAN
     latent_std: tuple[float, ...] = _WAN_STD
 
+    def __post_init__(self):
+        _check_sizes(self)
+        if len(self.temporal_downsample) != len(self.multipliers) - 1:
+            raise InputError(
+                f"{len(self.multipliers)} levels of the VAE have {len(self.multipliers) - 1} steps between them, and"
+                f" temporal_downsample names {len(self.temporal_downsample)}"
+            )
+        for name in ("latent_mean", "latent_std"):
+            if len(getattr(self, name)) != self.latent_channels:
+                raise InputError(
+                    f"{name} has {len(getattr(self, name))} numbers, the VAE {self.latent_channels} latent channels"
+                )
+
     @property
     def spatial_stride(self) -> int:
         return 2 ** (len(self.multipliers) - 1)
@@ -152,6 +183,9 @@ class LinearConfig:
     rows: int = 8
     columns: int = 8
     latent_channels: int = 48
+
+    def __post_init__(self):
+        _check_sizes(self)
 
     @property
     def block_size(self) -> int:
@@ -176,6 +210,20 @@ class TAEHVConfig:
     encoder_width: int = 64
     latent_channels: int = 16
 
+    def __post_init__(self):
+        _check_sizes(self)
+        if len(self.decoder_widths) != 4:
+            raise InputError(f"decoder_widths are 4 numbers, not {len(self.decoder_widths)}")
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """As `VAEConfig.place`."""
+        return 8, 8
+
+    @property
+    def temporal_stride(self) -> int:
+        return 4
+
 
 @dataclass(frozen=True)
 class CLIPConfig:
@@ -188,6 +236,13 @@ class CLIPConfig:
     num_layers: int = 32
     mlp_ratio: int = 4
     output_dim: int = 1024  # of the projection head, which no world uses and the released file holds
+
+    def __post_init__(self):
+        _check_sizes(self)
+        if self.image_size % self.patch:
+            raise InputError(f"pictures of {self.image_size} are no whole patches of {self.patch}")
+        if self.dim % self.num_heads:
+            raise InputError(f"dim {self.dim} of the image tower does not split into {self.num_heads} heads")
 
     @property
     def num_tokens(self) -> int:
@@ -203,6 +258,11 @@ class SamplerConfig:
     context: float = 0.0  # sigma of the noise in which a stream remembers its chunks; the network is told of it
 
     def __post_init__(self):
+        falling = all(a > b for a, b in itertools.pairwise(self.steps))
+        if not self.steps or not falling or not all(0 < step <= 1000 for step in self.steps):
+            raise InputError(f"sampler steps fall from at most 1000 to above 0, not {self.steps}")
+        if not self.shift > 0:
+            raise InputError(f"a schedule's shift is above 0, not {self.shift}")
         if not 0 <= self.context < 1:
             raise InputError(f"a context of noise {self.context} is not within [0, 1)")
 
@@ -227,6 +287,15 @@ class ControlConfig:
     mouse_step: float = 0.1  # value of one held direction; [pitch, yaw], up and right positive
     idle: int | None = None  # column that is set when no key is held; then exactly one column is set at a time
 
+    def __post_init__(self):
+        if len(self.keys) != len(self.columns):
+            raise InputError(f"{len(self.columns)} keyboard columns are named and {len(self.keys)} keys")
+        for what, names in (("columns", self.columns), ("keys", self.keys)):
+            if len(set(names)) != len(names):
+                raise InputError(f"two keyboard {what} have one name: {', '.join(names)}")
+        if self.idle is not None and not 0 <= self.idle < len(self.columns):
+            raise InputError(f"idle is column {self.idle}, and there are {len(self.columns)}")
+
 
 @dataclass(frozen=True)
 class WorldConfig:
@@ -242,10 +311,38 @@ class WorldConfig:
     fps: int = 25
 
     def __post_init__(self):
+        _check_sizes(self)
         if len(self.control.columns) != self.dit.action.keyboard_dim:
             raise InputError(
                 f"{len(self.control.columns)} keyboard columns are named, the DiT takes {self.dit.action.keyboard_dim}"
             )
+
+    def check_fit(self, *parts: str) -> None:
+        """Refuses networks beside the DiT, "vae", "taehv" or "clip", whose sizes are not those that it takes. Asked
+        where a part is used: the sizes of one that is not used mean nothing.
+
+        Raises:
+            InputError: a size differs.
+        """
+        net = self.dit
+        for name in parts:
+            part: Any = getattr(self, name)
+            if name == "clip":
+                ours, theirs = (part.num_tokens, part.dim), (net.image_tokens, net.image_dim)
+                if ours != theirs:
+                    raise InputError(
+                        "the image tower gives {} tokens of {}, the DiT takes {} of {}".format(*ours, *theirs)
+                    )
+                continue
+            if part.latent_channels != net.latent_channels:
+                raise InputError(f"{name} has {part.latent_channels} latent channels, the DiT {net.latent_channels}")
+            sizes = [(*code.place, code.temporal_stride) for code in (part, self.vae)]
+            if sizes[0] != sizes[1]:
+                raise InputError(
+                    "{} has latents of {}x{} pixels and {} frames, vae of {}x{} and {}".format(
+                        name, *sizes[0], *sizes[1]
+                    )
+                )
 
     @property
     def height(self) -> int:

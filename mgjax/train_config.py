@@ -258,6 +258,7 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self):
+        self.world.check_fit(*self.world.encoders, *(["taehv"] if self.taehv else []))
         for name, taught in (("few_step", "causal"), ("self_forcing", "foundation"), ("long", "foundation")):
             student, teacher = getattr(self, name), getattr(self, taught)
             if student and teacher and student.guidance != 1 and not teacher.action_dropout:

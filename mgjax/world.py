@@ -47,6 +47,7 @@ class World:
             raise InputError(
                 f"the model {self.cfg.name} cannot stream: its window is global (DiTConfig.window is None)"
             )
+        self.cfg.check_fit(self.settings.decoder)
 
     @property
     def dtype(self) -> Any:
@@ -87,6 +88,7 @@ class World:
     def encode(self, params: Params, image: Float[Array, "b h w 3"], horizon: int | None = None) -> ImageCondition:
         """What the DiT sees of pictures in [-1, 1]. Only the first `horizon` latent frames of it are exact where that
         is given: a stream that is known to be short saves the time."""
+        self.cfg.check_fit(*self.cfg.encoders)
         frames = self.settled if horizon is None else min(horizon, self.settled)
         codec = codecs.of(self.cfg.vae)
         latents = codec.encode_image_condition(params["vae"], self.cfg.vae, image, frames, dtype=self.dtype)

@@ -11,11 +11,15 @@ import pytest
 from mgjax.config import (
     PRESETS,
     ActionConfig,
+    CLIPConfig,
     ControlConfig,
     DiTConfig,
     DType,
+    LinearConfig,
     SamplerConfig,
     Settings,
+    TAEHVConfig,
+    VAEConfig,
     WorldConfig,
     from_json,
     preset,
@@ -23,6 +27,7 @@ from mgjax.config import (
 )
 from mgjax.errors import InputError
 from mgjax.models import convert
+from mgjax.train_config import TrainConfig
 from mgjax.types import Actions, ImageCondition
 from mgjax.world import World
 
@@ -154,11 +159,69 @@ def test_whole_numbers_pass_for_floats():
         (lambda: DiTConfig(window=None, sink=1), "sink 1 does not fit in window None"),
         (lambda: WorldConfig(dit=DiTConfig(action=ActionConfig(keyboard_dim=2))), "4 keyboard columns are named"),
         (lambda: WorldConfig(control=ControlConfig(columns=("a",), keys=("a",))), "1 keyboard columns are named"),
+        (lambda: DiTConfig(num_layers=0, num_action_layers=0), "DiTConfig.num_layers is 0: sizes are 1 or more"),
+        (lambda: DiTConfig(sink=-1), "DiTConfig.sink is -1: sizes are 0 or more"),
+        (lambda: DiTConfig(chunk=0), "DiTConfig.chunk is 0"),
+        (lambda: ActionConfig(window=0), "ActionConfig.window is 0"),
+        (lambda: ActionConfig(mouse_dim=1), "a mouse has 2 numbers"),
+        (lambda: ActionConfig(rope_dim=66), "rope_dim 66 is not an even part of an action head of 64"),
+        (lambda: VAEConfig(multipliers=(1, 2, 0, 4)), r"VAEConfig.multipliers is \(1, 2, 0, 4\)"),
+        (lambda: VAEConfig(multipliers=(1, 2, 4)), "3 levels of the VAE have 2 steps between them"),
+        (lambda: VAEConfig(latent_channels=8), "latent_mean has 16 numbers, the VAE 8 latent channels"),
+        (lambda: LinearConfig(rows=0), "LinearConfig.rows is 0"),
+        (lambda: TAEHVConfig((8, 8, 8)), "decoder_widths are 4 numbers, not 3"),
+        (lambda: CLIPConfig(patch=15), "pictures of 224 are no whole patches of 15"),
+        (lambda: CLIPConfig(num_heads=3), "does not split into 3 heads"),
+        (lambda: SamplerConfig(steps=()), "sampler steps fall from"),
+        (lambda: SamplerConfig(steps=(500, 1000)), "sampler steps fall from"),
+        (lambda: SamplerConfig(steps=(1001,)), "sampler steps fall from"),
+        (lambda: SamplerConfig(shift=0.0), "shift is above 0"),
+        (lambda: ControlConfig(keys=("w",)), "4 keyboard columns are named and 1 keys"),
+        (lambda: ControlConfig(keys=("w", "w", "a", "d")), "two keyboard keys have one name"),
+        (lambda: ControlConfig(idle=4), "idle is column 4, and there are 4"),
+        (lambda: WorldConfig(fps=0), "WorldConfig.fps is 0"),
     ],
 )
 def test_sizes_that_do_not_fit(make, reason):
     with pytest.raises(ValueError, match=reason):
         make()
+
+
+_EIGHT = VAEConfig(latent_channels=8, latent_mean=(0.0,) * 8, latent_std=(1.0,) * 8)
+_SMALL = CLIPConfig(image_size=28)
+
+
+@pytest.mark.parametrize(
+    ("use", "reason"),
+    [
+        (lambda: World(WorldConfig(vae=_EIGHT)), "vae has 8 latent channels, the DiT 16"),
+        (
+            lambda: World(WorldConfig(taehv=TAEHVConfig(latent_channels=8)), Settings(decoder="taehv")),
+            "taehv has 8 latent",
+        ),
+        (
+            lambda: World(preset("rooms"), Settings(decoder="taehv")),
+            "taehv has latents of 8x8 pixels and 4 frames, vae of 64x8 and 4",
+        ),
+        (
+            lambda: World(WorldConfig(vae=LinearConfig(rows=4, latent_channels=16)), Settings(decoder="taehv")),
+            "taehv has latents of 8x8 pixels and 4 frames, vae of 4x8 and 4",
+        ),
+        (
+            lambda: World(WorldConfig(clip=_SMALL)).encode({}, jnp.zeros((1, 352, 640, 3))),
+            "gives 5 tokens of 1280, the DiT",
+        ),
+        (lambda: TrainConfig("t", WorldConfig(clip=_SMALL)), "gives 5 tokens of 1280, the DiT takes 257 of 1280"),
+        (lambda: TrainConfig("t", WorldConfig(vae=_EIGHT)), "vae has 8 latent channels"),
+    ],
+)
+def test_parts_that_do_not_fit_each_other(use, reason):
+    with pytest.raises(InputError, match=reason):
+        use()
+
+
+def test_parts_that_are_not_used_may_have_any_size():
+    World(WorldConfig(taehv=TAEHVConfig(latent_channels=8), clip=_SMALL))
 
 
 def test_a_global_window_has_no_past():

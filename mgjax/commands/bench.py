@@ -48,7 +48,8 @@ def main(
         json: also write the figures to this file.
         profile: write a trace of the measured chunks into this folder (TensorBoard, Perfetto).
         compile_only: only state, temporaries and operations, which need no weights and no time to stream.
-        cold: instead, how long fresh processes take to their first frames, with nothing compiled before and again.
+        cold: instead, how long fresh processes take to their first frames, with nothing compiled before and again; with
+            --players, a fresh `mgjax play` to the first frame that a player gets.
         trust_compiled: with --cold, take the machine code that an artefact brings.
         players: instead, how a server of `mgjax play` serves so many players at a time, such as 1 2 4 8.
         seconds: how long they play, each number of them.
@@ -73,14 +74,14 @@ def main(
     if json is not None:
         check_writable(json)
     console = Console(highlight=False)
-    if cold:
+    if cold and not players:
         return _cold(
             console, weights or model or loading.DEFAULT, model, dtype, attention, decoder, trust_compiled, json
         )
     if target is not None:
         return _target(console, model, weights, decoder, dtype, attention, target, share, json)
     if players:
-        return _players(console, weights, model, players, seconds, nuisance, json)
+        return _players(console, weights, model, players, seconds, nuisance, cold, json)
     untrained = weights is None and model is not None and model not in loading.SHIPPED
     found = loading.find(weights or model or loading.DEFAULT, model=model, random_weights=untrained)
     world = found.choose(dtype, attention, decoder)
@@ -104,11 +105,9 @@ def main(
     return 1 if report.get("compilations_after_warm_up") else 0
 
 
-def _players(console, weights, model, players, seconds, nuisance, json) -> int:
-    """Plays against servers, one for each number of players."""
+def _players(console, weights, model, players, seconds, nuisance, cold, json) -> int:
+    """Plays against servers, one for each number of players; `cold`, only until the first frame."""
     import json as json_format
-
-    from rich.table import Table
 
     from mgjax.eval import bench
     from mgjax.io.files import atomic_path
@@ -120,10 +119,29 @@ def _players(console, weights, model, players, seconds, nuisance, json) -> int:
     except ImportError as error:
         raise InputError(f"this needs the extra `play` ({error.name} is missing)") from None
     flags = [part for name, value in (("--weights", weights), ("--model", model)) if value for part in (name, value)]
+    if cold:
+        with console.status("two fresh servers"):
+            times = load.cold(flags)
+        for when, value in times.items():
+            console.print(f"from `mgjax play` to a player's first frame, {when}: {value:.1f} s")
+        report = {"first_frame_s": times}
+    else:
+        name = model or weights or "rooms"
+        report = {"players": _served(console, load, flags, name, players, seconds, nuisance)}
+    if json is not None:
+        with atomic_path(json) as path:
+            path.write_text(json_format.dumps({**report, "machine": bench.machine()}, indent=1) + "\n")
+    return 0
+
+
+def _served(console, load, flags, name, players, seconds, nuisance) -> list[dict]:
+    """What so many players get, as a table too."""
+    from rich.table import Table
+
     with console.status("starting") as status:
         report = load.measure(flags, players, seconds, nuisance=nuisance, notify=status.update)
     columns = ("players", "frames a second, least to most", "input to frame, p50 / p95 / p99", "late frames", "memory")
-    table = Table(*columns, title=f"{model or weights or 'rooms'}, {seconds:g} s each")
+    table = Table(*columns, title=f"{name}, {seconds:g} s each")
     for row in report:
         fps, delay, memory = row["fps"], row["delay_ms"], row["memory_mb"]
         table.add_row(
@@ -131,10 +149,7 @@ def _players(console, weights, model, players, seconds, nuisance, json) -> int:
             f"{100 * row['missed']:.2f} %", f"{memory[0]} to {memory[1]} MB",
         )  # fmt: skip
     console.print(table)
-    if json is not None:
-        with atomic_path(json) as path:
-            path.write_text(json_format.dumps({"players": report, "machine": bench.machine()}, indent=1) + "\n")
-    return 0
+    return report
 
 
 def _target(console, model, weights, decoder, dtype, attention, name, share, json) -> int:

@@ -124,7 +124,7 @@ def _stream(found, world, image, state, rows, seed, out, overlay, save_state) ->
         del model
         progress.update(task, description="streaming", total=total)
         try:
-            for frame in drawn(session.play(rows), rows, cfg, scale, overlay, first=state is None):
+            for frame in drawn(session.play(rows), rows, cfg.control, scale, overlay, first=state is None):
                 video.write(frame)
                 count += 1
                 progress.advance(task)

@@ -108,7 +108,7 @@ def _played(model, read, state, out, overlay, console) -> Iterator[Replayed]:
         for chunk in replay(model, read, state):
             if video is not None:
                 first = len(chunk.frames) > len(chunk.rows.keyboard)
-                for frame in drawn(chunk.frames, chunk.rows, cfg, scale, overlay, first=first):
+                for frame in drawn(chunk.frames, chunk.rows, cfg.control, scale, overlay, first=first):
                     video.write(frame)
             yield chunk
             progress.advance(task)

@@ -15,7 +15,7 @@ from jaxtyping import Array, UInt8
 from mgjax import sharding
 from mgjax.config import Settings, WorldConfig
 from mgjax.diffusion.schedule import sigmas
-from mgjax.io.overlay import draw_controls, enlarge, enlargement
+from mgjax.io.overlay import drawn, enlarge, enlargement
 from mgjax.io.video import VideoWriter
 from mgjax.models import codecs, dit, taehv, vae
 from mgjax.models.graft import count_actions
@@ -59,12 +59,13 @@ def sampler(
 def _write(path: Path, video: UInt8[np.ndarray, "f h w 3"], actions: Any, world: WorldConfig) -> None:
     scale = enlargement(video.shape[2])
     with VideoWriter(path, scale * video.shape[1], scale * video.shape[2], world.fps) as writer:
-        for index, frame in enumerate(video):
-            shown = enlarge(frame, scale)
-            if actions:
-                row = min(index, len(actions.keyboard) - 1)
-                shown = draw_controls(shown, actions.keyboard[row], actions.mouse[row], world.control)
-            writer.write(shown)
+        if actions is None:
+            shown = (enlarge(frame, scale) for frame in video)
+        else:
+            rows = jax.tree.map(lambda leaf: leaf[: len(video) - 1], actions)
+            shown = drawn(video, rows, world.control, scale, first=True)
+        for frame in shown:
+            writer.write(frame)
 
 
 def reconstructions(cfg, world, params, clips) -> Array:

@@ -1,19 +1,18 @@
 """The pressed keys and the mouse, drawn over a frame: keycaps at the lower left, a dial at the lower right.
 
-Shapes are signed distances in pixels (negative inside), from which smooth edges follow; the layers are premultiplied
-RGBA. Everything that does not depend on the row is drawn once per frame size.
+The layers are premultiplied RGBA. Everything that does not depend on the row is drawn once per frame size.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-from mgjax.config import ControlConfig, WorldConfig
+from mgjax.config import ControlConfig
 from mgjax.io.actions import idle_row
 from mgjax.types import Actions
 
@@ -21,6 +20,7 @@ _READABLE = 480  # pixels of width from which controls can be read
 _DARK, _LIGHT, _ACCENT = (14, 16, 20), (255, 255, 255), (255, 200, 64)
 _CLUSTER = {"w": (0, 1), "a": (1, 0), "s": (1, 1), "d": (1, 2)}  # row and column on a keyboard
 _DIAL_STEPS = 32  # places of the knob from the centre to the rim
+_FINE = 8  # times as large a shape is drawn, which gives it smooth edges
 _SMALLEST_WORD = 9  # pixels of letter height below which a name becomes its key's letter
 
 
@@ -58,9 +58,9 @@ def draw_controls(
 def drawn(
     frames: Iterable[UInt8[np.ndarray, "h w 3"]],
     rows: Actions,
-    cfg: WorldConfig,
+    control: ControlConfig,
     scale: int,
-    overlay: bool,
+    overlay: bool = True,
     *,
     first: bool,
 ) -> Iterator[UInt8[np.ndarray, "h2 w2 3"]]:
@@ -68,10 +68,10 @@ def drawn(
     the `first` of them is the picture, it is before any row."""
     held = list(zip(*rows, strict=True))
     if first:
-        held = [(idle_row(cfg.control), np.zeros(cfg.dit.action.mouse_dim, np.float32)), *held]
+        held = [(idle_row(control), np.zeros(rows.mouse.shape[1], np.float32)), *held]
     for frame, controls in zip(frames, held, strict=True):
         frame = enlarge(frame, scale)
-        yield draw_controls(frame, *controls, cfg.control) if overlay else frame
+        yield draw_controls(frame, *controls, control) if overlay else frame
 
 
 def enlargement(width: int) -> int:
@@ -129,14 +129,13 @@ def _names(control: ControlConfig, cap: int, unit: int) -> tuple[list[str], int]
 
 def _keycap(height: int, width: int, text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """One cap, released (dark glass) and pressed (lit), each [height, width, 4]."""
-    y, x = np.mgrid[0:height, 0:width] + 0.5
     radius, line = 0.2 * min(height, width), max(1.0, height / 26)
-    dy, dx = np.abs(y - height / 2) - height / 2 + radius, np.abs(x - width / 2) - width / 2 + radius
-    distance = np.hypot(np.maximum(dy, 0), np.maximum(dx, 0)) + np.minimum(np.maximum(dy, dx), 0) - radius
+    outside, inside = (0, 0, width, height), (line, line, width - line, height - line)
+    cap = _shape(height, width, lambda pen: pen.rectangle(outside, radius))
+    rim = cap - _shape(height, width, lambda pen: pen.rectangle(inside, max(0.0, radius - line)))
     empty = np.zeros((height, width, 4), np.float32)
-    released = _over(empty, _inside(distance), _DARK, 0.6)
-    released = _over(released, _inside(np.abs(distance + line / 2) - line / 2), _LIGHT, 0.5)
-    pressed = _over(empty, _inside(distance), _ACCENT, 0.95)
+    released = _over(_over(empty, cap, _DARK, 0.6), rim, _LIGHT, 0.5)
+    pressed = _over(empty, cap, _ACCENT, 0.95)
     return _over(released, text, _LIGHT, 0.95), _over(pressed, text, _DARK, 1.0)
 
 
@@ -145,27 +144,52 @@ def _dial(unit: int, pitch: int, yaw: int) -> Float32[np.ndarray, "h w 4"]:
     """The dial with its knob pushed `pitch` up and `yaw` to the right, in 1/32 of the way to the rim."""
     rim = 1.05 * unit
     side = 2 * int(np.ceil(rim))
-    y, x = np.mgrid[0:side, 0:side] + 0.5 - side / 2
-    line, knob = max(1.0, unit / 26), 0.24 * unit
+    line, knob, centre = max(1.0, unit / 26), 0.24 * unit, side / 2
     way = rim - knob - 2 * line
-    up, right = -pitch / _DIAL_STEPS * way, yaw / _DIAL_STEPS * way
-    centre = np.hypot(y, x)
-    dial = _over(np.zeros((side, side, 4), np.float32), _inside(centre - rim), _DARK, 0.6)
-    dial = _over(dial, _inside(np.abs(centre - rim + line / 2) - line / 2), _LIGHT, 0.5)
-    cross = np.minimum(
-        np.maximum(np.abs(x) - line / 2, np.abs(y) - way), np.maximum(np.abs(y) - line / 2, np.abs(x) - way)
-    )
-    dial = _over(dial, _inside(cross), _LIGHT, 0.15)
+    x, y = centre + yaw / _DIAL_STEPS * way, centre - pitch / _DIAL_STEPS * way
+
+    def layer(draw):
+        return _shape(side, side, draw)
+
+    face = layer(lambda pen: pen.circle((centre, centre), rim))
+    hole = layer(lambda pen: pen.circle((centre, centre), rim - line))
+    dial = _over(_over(np.zeros((side, side, 4), np.float32), face, _DARK, 0.6), face - hole, _LIGHT, 0.5)
+    for dy, dx in ((way, line / 2), (line / 2, way)):
+        bar = (centre - dx, centre - dy, centre + dx, centre + dy)
+        dial = _over(dial, layer(lambda pen, bar=bar: pen.rectangle(bar)), _LIGHT, 0.15)
     if not (pitch or yaw):
-        return _over(dial, _inside(centre - 0.7 * knob), _LIGHT, 0.6)
-    along = np.clip((y * up + x * right) / (up * up + right * right), 0, 1)
-    dial = _over(dial, _inside(np.hypot(y - along * up, x - along * right) - 1.2 * line), _ACCENT, 0.8)
-    return _over(dial, _inside(np.hypot(y - up, x - right) - knob), _ACCENT, 0.95)
+        return _over(dial, layer(lambda pen: pen.circle((centre, centre), 0.7 * knob)), _LIGHT, 0.6)
+    dial = _over(dial, layer(lambda pen: pen.line((centre, centre, x, y), 2.4 * line)), _ACCENT, 0.8)
+    return _over(dial, layer(lambda pen: pen.circle((x, y), knob)), _ACCENT, 0.95)
 
 
-def _inside(distance: np.ndarray) -> np.ndarray:
-    """How much of each pixel lies inside of a shape."""
-    return np.clip(0.5 - distance, 0, 1).astype(np.float32)
+class _Pen:
+    """Pillow's drawing of white shapes on a picture that is `_FINE` times as large."""
+
+    def __init__(self, draw: Any):
+        self._draw = draw
+
+    def rectangle(self, box: tuple[float, ...], radius: float = 0.0) -> None:
+        left, top, right, bottom = (_FINE * value for value in box)
+        if right - left > 1 and bottom - top > 1:
+            self._draw.rounded_rectangle((left, top, right - 1, bottom - 1), _FINE * radius, fill=255)
+
+    def circle(self, centre: tuple[float, float], radius: float) -> None:
+        x, y = centre
+        low, high = (x - radius, y - radius), (x + radius, y + radius)
+        self._draw.ellipse([*(_FINE * v for v in low), *(_FINE * v - 1 for v in high)], fill=255)
+
+    def line(self, ends: tuple[float, ...], width: float) -> None:
+        self._draw.line([_FINE * value for value in ends], fill=255, width=round(_FINE * width))
+
+
+def _shape(height: int, width: int, draw: Callable[[_Pen], None]) -> Float32[np.ndarray, "h w"]:
+    """How much of each pixel a shape covers."""
+    from PIL import Image, ImageDraw
+
+    image = Image.new("L", (_FINE * width, _FINE * height))
+    draw(_Pen(ImageDraw.Draw(image)))
+    return np.asarray(image.resize((width, height), Image.Resampling.BOX), np.float32) / 255
 
 
 def _over(layer: np.ndarray, coverage: np.ndarray, colour: tuple[int, int, int], opacity: float) -> np.ndarray:

@@ -17,8 +17,7 @@ from mgjax.models.layers import Dense, create
 from mgjax.ops.loops import fold
 from mgjax.ops.straight import clip
 
-TEMPORAL_STRIDE = 4
-SPATIAL_STRIDE = 8
+TEMPORAL_STRIDE, (SPATIAL_STRIDE, _) = TAEHVConfig().temporal_stride, TAEHVConfig().place
 POOLS = (2, 2, 1)  # frames that become one before each down-sampling of the encoder
 GROWS = (1, 2, 2)  # frames that one becomes after each up-sampling of the decoder
 Cache = dict  # last input frame [b h w c] of every memory block, under its name

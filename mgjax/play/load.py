@@ -56,8 +56,8 @@ def measure(
 
 
 def cold(flags: Sequence[str]) -> dict[str, float]:
-    """Seconds from the start of `mgjax play` with `flags` to a player's first frame, of two fresh servers: the first with
-    nothing compiled before, the second with what it left on the disk.
+    """Seconds from the start of `mgjax play` with `flags` to a player's first frame, of two fresh servers: the first
+    with nothing compiled before, the second with what it left on the disk.
 
     Raises:
         InputError: a server did not start.

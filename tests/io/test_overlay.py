@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from mgjax.config import preset
-from mgjax.io.overlay import draw_controls
+from mgjax.io.overlay import draw_controls, drawn
+from mgjax.types import Actions
 
 SIZES = [(96, 160), (352, 640), (720, 1280), (97, 161), (160, 96)]
 WORLDS = ["universal", "gta_drive", "templerun"]
@@ -104,3 +105,18 @@ def test_half_a_key_is_half_lit():
 @pytest.mark.parametrize("name", WORLDS)
 def test_frames_too_small_for_it(name, size):
     assert _draw(name, size, [0], (0.1, -0.1)).shape == (*size, 3)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_row_is_seen_on_the_frame_that_it_made(first):
+    """Row r on frame r + 1; a stream's first frame is the picture, which no row made."""
+    control, rng = preset("universal").control, np.random.default_rng(0)
+    rows = Actions(rng.integers(0, 2, (3, 4)).astype(np.float32), rng.normal(size=(3, 2)).astype(np.float32))
+    frames = rng.integers(0, 256, (3 + first, 96, 160, 3), np.uint8)
+    shown = list(drawn(frames, rows, control, 1, first=first))
+    wanted = [
+        draw_controls(frame, *row, control) for frame, row in zip(frames[first:], zip(*rows, strict=True), strict=True)
+    ]
+    if first:
+        wanted.insert(0, draw_controls(frames[0], np.zeros(4), np.zeros(2), control))
+    np.testing.assert_array_equal(shown, wanted)

@@ -44,7 +44,7 @@ def world(keyboard_dim: int = 4, **changes) -> WorldConfig:
         num_action_layers=2,
         time_dim=32,
         image_dim=8,
-        image_tokens=3,
+        image_tokens=5,
         chunk=2,
         window=4,
         action=ActionConfig(keyboard_dim=keyboard_dim, num_heads=2, head_dim=8, embed_dim=8, rope_dim=4),

@@ -25,8 +25,9 @@ from mgjax.data.store.schema import Schema
 from mgjax.data.types import Clip
 from mgjax.errors import InputError
 from mgjax.io.files import atomic_path
-from mgjax.io.overlay import draw_controls, enlarge, enlargement
+from mgjax.io.overlay import drawn, enlargement
 from mgjax.io.video import VideoWriter
+from mgjax.types import Actions
 
 STATISTICS_CLIPS = 500  # rows of at most so many clips, evenly spread, are counted
 STRIP_LEFT = 66  # of 360: where the strips under the clips begin; the page moves their playheads from there
@@ -149,6 +150,8 @@ def _damage(sentences: list[str]) -> str:
 
 def _control(schema: Schema, mouse_step: float) -> ControlConfig:
     keys = tuple(KEYS.get(column, column[0].lower()) for column in schema.keyboard)
+    if len(set(keys)) < len(keys):
+        keys = schema.keyboard
     return ControlConfig(columns=schema.keyboard, keys=keys, mouse_step=mouse_step)
 
 
@@ -169,8 +172,9 @@ def _video(clip: Clip, schema: Schema, mouse_step: float) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "clip.mp4"
         with VideoWriter(file, height, width, schema.fps, crf=24) as video:
-            for frame, keyboard, mouse in zip(clip.frames, clip.keyboard, clip.mouse, strict=True):
-                video.write(draw_controls(enlarge(frame, scale), keyboard.astype(np.float32), mouse, control))
+            rows = Actions(clip.keyboard[:-1].astype(np.float32), clip.mouse[:-1])  # the last one's frame is no more
+            for frame in drawn(clip.frames, rows, control, scale, first=True):
+                video.write(frame)
         return base64.b64encode(file.read_bytes()).decode()
 
 

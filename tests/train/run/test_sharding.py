@@ -25,7 +25,7 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np
 from mgjax import sharding, train_config as T
-from mgjax.config import ActionConfig, DiTConfig, VAEConfig, WorldConfig
+from mgjax.config import ActionConfig, CLIPConfig, DiTConfig, VAEConfig, WorldConfig
 from mgjax.models import dit
 from mgjax.train.stages import make_stage
 from mgjax.train.run.loop import abstract_state, jit_step
@@ -34,10 +34,11 @@ name, *sizes = sys.argv[1:]
 world = WorldConfig(
     name="tiny",
     dit=DiTConfig(latent_height=4, latent_width=4, latent_channels=4, dim=32, num_heads=4, ffn_dim=64, num_layers=2,
-                  num_action_layers=1, time_dim=16, image_dim=8, image_tokens=4,
+                  num_action_layers=1, time_dim=16, image_dim=8, image_tokens=5,
                   action=ActionConfig(num_heads=2, head_dim=16, embed_dim=8)),
     vae=VAEConfig(dim=4, multipliers=(1, 1, 2, 2), num_res_blocks=1, latent_channels=4, latent_mean=(0.0,) * 4,
                   latent_std=(1.0,) * 4),
+    clip=CLIPConfig(image_size=28, patch=14, dim=8, num_heads=2, num_layers=1),
 )
 common = dict(batch=8, dtype="float32", optimizer=T.OptimizerConfig(learning_rate=1e-3, eps=1e-3))
 stage_cfg = {
