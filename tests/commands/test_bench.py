@@ -1,8 +1,12 @@
 """`mgjax bench`: every figure that is promised, and nothing compiled after warm-up."""
 
+import itertools
 import json
 
+import jax
 import pytest
+
+from mgjax.stream.session import Session
 
 FIGURES = {
     "model", "settings", "batch", "machine", "start", "state", "memory", "flops_per_chunk",
@@ -42,6 +46,22 @@ def test_every_figure(mgjax, small_weights, tmp_path):
     assert compiled["state"]["attention"] == parts["attention"]
     for part in ("sample", "decode", "commit"):
         assert compiled["memory"][f"{part}_temporaries_bytes"] == report["memory"][f"{part}_temporaries_bytes"] > 0
+
+
+def test_what_is_compiled_in_mid_stream_is_counted(mgjax, small_weights, tmp_path, monkeypatch):
+    """The count of a session that loses its programs once, after warm-up, which costs it all three again."""
+    dispatch, moments = Session.dispatch, itertools.count()
+
+    def forgetful(session, *args, **options):
+        if next(moments) == 2:
+            jax.clear_caches()
+        return dispatch(session, *args, **options)
+
+    monkeypatch.setattr(Session, "dispatch", forgetful)
+    path = tmp_path / "figures.json"
+    code, *_ = mgjax("bench", "--weights", small_weights, "--chunks", "2", "--decoder", "taehv", "--json", path)
+    assert code == 1
+    assert json.loads(path.read_text())["compilations_after_warm_up"] >= 3
 
 
 @pytest.mark.parametrize(
