@@ -203,7 +203,11 @@ class World:
 
     def rollout(self, params: Params, state: StreamState, actions: Actions) -> tuple[Frames, StreamState]:
         """`chunk_step` for the rows [i, b, 12] of i chunks: the frames of all, stacked on a new axis 0, and the state
-        after them."""
+        after them.
+
+        The frames of stepping, bit by bit where XLA multiplies alike inside and outside of a loop, which it does for
+        small matrices; else a sum's last bit may differ, and so a grey level of a few pixels.
+        """
         return rollout.rollout(lambda state, rows: self.chunk_step(params, state, rows), state, actions)
 
     def prefill(

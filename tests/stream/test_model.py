@@ -148,8 +148,8 @@ def test_the_same_frames_by_every_road(small, shape, tmp_path):
 
 
 def test_the_scan_and_given_latents_are_the_same_stream(model):
-    """`rollout`, and `prefill` of the latents that were sampled, give the frames of stepping, bit by bit: in this world
-    of two steps. The scan of a world of one step is another program to XLA, and rounds a few pixels otherwise."""
+    """`rollout`, and `prefill` of the latents that were sampled, give the frames of stepping, bit by bit: here,
+    where matrices are small. tests/test_rooms.py has what holds for larger ones."""
     cfg, world, script = model.cfg, model.world, _chunks(model.cfg, 4)
     session = model.start(_picture(), seed=5)
     begin, run, latents, stepped = session.fork(), world.programs(), [], []
