@@ -8,6 +8,7 @@ import runpy
 import types
 import typing
 from pathlib import Path
+from typing import Any
 
 from mgjax.errors import InputError
 from mgjax.train_config import TrainConfig
@@ -29,31 +30,53 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
         raise InputError(f"{path} cannot be used: {error}") from error
     if not isinstance(cfg, TrainConfig):
         raise InputError(f"config() of {path} does not return a TrainConfig")
+    return _replaced(cfg, _tree(overrides)) if overrides else cfg
+
+
+def _tree(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """{"vae": {"steps": "3"}} of vae.steps=3: all changes of a part together, since what fits one alone may not fit
+    another alone. Where a field is named twice the last counts."""
+    tree: dict[str, Any] = {}
     for override in overrides:
         name, equals, value = override.partition("=")
         if not equals:
             raise InputError(f"the override {override!r} is not FIELD=VALUE")
-        cfg = _replaced(cfg, name.split("."), value, name)
-    return cfg
+        *parents, last = name.split(".")
+        inner = tree
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise InputError(f"{name}: {parent} is given a value as well")
+        if isinstance(inner.get(last), dict):
+            raise InputError(f"{name}: fields of it are given values as well")
+        inner[last] = value
+    return tree
 
 
-def _replaced(cfg, names: list[str], value: str, where: str):
-    """`cfg` with the field that `names` lead to set to `value`."""
-    kinds = typing.get_type_hints(type(cfg))
-    first, *rest = names
-    if first not in kinds:
-        raise InputError(f"{where}: there is no field {first!r}, only {', '.join(kinds)}")
-    try:
-        if not rest:
-            return dataclasses.replace(cfg, **{first: _parsed(kinds[first], value)})
+def _replaced(cfg, changes: dict[str, Any], where: str = ""):
+    """`cfg` with its fields set as `changes` say, all at once."""
+    kinds, values = typing.get_type_hints(type(cfg)), {}
+    for first, change in changes.items():
+        name = where + first
+        if first not in kinds:
+            raise InputError(f"{name}: there is no field {first!r}, only {', '.join(kinds)}")
+        if isinstance(change, str):
+            try:
+                values[first] = _parsed(kinds[first], change)
+            except ValueError as error:
+                raise InputError(f"{name}={change}: {error}") from None
+            continue
         inner = getattr(cfg, first)
         if inner is None:  # a part that is switched off by default: its own defaults, switched on
             inner = next(kind for kind in typing.get_args(kinds[first]) if dataclasses.is_dataclass(kind))()
         if not dataclasses.is_dataclass(inner):
-            raise InputError(f"{where}: {first} has no fields")
-        return dataclasses.replace(cfg, **{first: _replaced(inner, rest, value, where)})
+            raise InputError(f"{name}: {first} has no fields")
+        values[first] = _replaced(inner, change, f"{name}.")
+    try:
+        return dataclasses.replace(cfg, **values)
     except ValueError as error:
-        raise InputError(f"{where}={value}: {error}") from None
+        given = " ".join(f"{where}{first}={change}" for first, change in changes.items() if isinstance(change, str))
+        raise InputError(f"{given}: {error}" if given else str(error)) from None
 
 
 def _parsed(kind, text: str):

@@ -56,6 +56,17 @@ def test_overrides_reach_every_depth():
     assert read_config(NANO, ("self_forcing.ema=None",)).self_forcing.ema is None
 
 
+@pytest.mark.parametrize("turn", [1, -1])
+def test_overrides_that_fit_only_together_are_taken_together(turn):
+    """In any order: a batch of 5 does not split into the config's micro-batches, nor its batch into 5."""
+    overrides = ("foundation.batch=5", "foundation.accumulate=5", "world.dit.dim=60", "world.dit.num_heads=5")
+    cfg = read_config(NANO, overrides[::turn])
+    assert (cfg.foundation.batch, cfg.foundation.accumulate) == (5, 5)
+    assert (cfg.world.dit.dim, cfg.world.dit.num_heads) == (60, 5)
+    with pytest.raises(InputError, match=r"foundation\.batch=7 foundation\.accumulate=5: a batch of 7"):
+        read_config(NANO, ("foundation.batch=7", "foundation.accumulate=5"))
+
+
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
@@ -67,11 +78,13 @@ def test_overrides_reach_every_depth():
         ("world.dit.dim=7", "does not split into"),
         ("steps", "is not FIELD=VALUE"),
         ("name.x=1", "name has no fields"),
+        ("vae=None vae.steps=3", "vae is given a value as well"),
+        ("vae.steps=3 vae=None", "fields of it are given values as well"),
     ],
 )
 def test_a_wrong_override_is_one_sentence(override, sentence):
     with pytest.raises(InputError, match=re.escape(sentence)):
-        read_config(NANO, (override,))
+        read_config(NANO, tuple(override.split()))
 
 
 @pytest.mark.parametrize(
