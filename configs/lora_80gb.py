@@ -1,7 +1,7 @@
 """Your own recording on the released base weights, with LoRA, on one GPU of 80 GB.
 
     mgjax record --engine doom --size 352x640 --fps 25 --frames 200000 --out data/mine
-    mgjax convert RELEASED --model foundation --out weights/foundation
+    mgjax convert RELEASED weights/foundation --model foundation
     mgjax train configs/lora_80gb.py data.path=data/mine weights=weights/foundation --out runs/mine --resume
 
 Rank 64 on every attention, feed-forward and action kernel. The batch of 8 goes through one clip at a time.

@@ -2,6 +2,7 @@
 
     FOLDER/config.json      format version and the WorldConfig
     FOLDER/dit/ vae/ ...    one Orbax checkpoint for each component that was given
+    FOLDER/schema.toml      what the numbers of its action rows mean (`mgjax.data.store.schema`), where that is known
     FOLDER/checksums.json   SHA-256 of every other file: Orbax loads a flipped byte without a word
 
 The folder is written beside its place and renamed when whole. Arrays are written a batch at a time, so that a tree of
@@ -31,6 +32,7 @@ from mgjax.io.tensors import LazyArray
 FORMAT = 1
 COMPONENTS = ("dit", "vae", "taehv", "clip")
 CHECKSUMS = "checksums.json"
+SCHEMA = "schema.toml"
 SHIPPED = (
     Path(__file__).parent / "weights"
 )  # of the models that come with mgjax, each in a folder of its name, in bfloat16
@@ -43,10 +45,11 @@ def save(
     cfg: WorldConfig,
     components: Mapping[str, dict],
     *,
+    schema: str | None = None,
     overwrite: bool = False,
     progress: Callable[[int], None] = lambda count: None,
 ) -> None:
-    """Writes the parameter trees of `components` (some of dit, vae, taehv, clip) and `cfg`.
+    """Writes the parameter trees of `components` (some of dit, vae, taehv, clip), `cfg` and the text of a `schema`.
 
     Leaves are arrays or `LazyArray`s. `progress` is told the bytes of each batch that was written. A folder that exists
     is replaced with `overwrite`, and only if it is such a checkpoint.
@@ -61,6 +64,8 @@ def save(
         (temporary / "config.json").write_text(
             json.dumps({"format": FORMAT, "world": dataclasses.asdict(cfg)}, indent=1)
         )
+        if schema is not None:
+            (temporary / SCHEMA).write_text(schema, encoding="utf-8")
         for component, tree in components.items():
             _save_tree(temporary / component, tree, progress)
             _open_once(temporary / component, tree)
@@ -90,6 +95,15 @@ def read_config(folder: Path) -> WorldConfig:
         return from_json(json.dumps(stored.get("world")))
     except ValueError as error:
         raise InputError(f"{folder}/config.json is damaged: {error}") from None
+
+
+def read_schema(folder: Path) -> str | None:
+    """The text of a checkpoint's schema.toml; None where it has none."""
+    path = Path(folder) / SCHEMA
+    try:
+        return path.read_text(encoding="utf-8") if path.exists() else None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
 
 
 def components(folder: Path) -> tuple[str, ...]:

@@ -131,17 +131,18 @@ def _round(folder: Path, out: Path, dtype: str | None, overwrite: bool) -> None:
     checkpoint.check_target(out, overwrite=overwrite)
     names = checkpoint.components(folder)
     trees = {name: convert.rounded(checkpoint.load_lazy(folder, name), _dtype(dtype)) for name in names}
-    _save(trees, dict.fromkeys(names, folder), out, checkpoint.read_config(folder), overwrite)
+    cfg, schema = checkpoint.read_config(folder), checkpoint.read_schema(folder)
+    _save(trees, dict.fromkeys(names, folder), out, cfg, overwrite, schema)
 
 
-def _save(trees: dict[str, dict], sources: dict[str, Path], out: Path, cfg, overwrite: bool) -> None:
+def _save(trees: dict[str, dict], sources: dict[str, Path], out: Path, cfg, overwrite: bool, schema=None) -> None:
     import jax
 
     from mgjax import checkpoint
 
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
     with _progress(f"converting {', '.join(trees)}", total) as advance:
-        checkpoint.save(out, cfg, trees, overwrite=overwrite, progress=advance)
+        checkpoint.save(out, cfg, trees, schema=schema, overwrite=overwrite, progress=advance)
     for name, tree in trees.items():
         _report(name, jax.tree.leaves(tree), sources[name])
     print(f"wrote {out}")

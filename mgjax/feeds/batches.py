@@ -18,8 +18,9 @@ from mgjax.config import WorldConfig
 from mgjax.data.play.agents import make_agent
 from mgjax.data.play.engines import make_engine
 from mgjax.data.record import record_clip, schema_of
+from mgjax.data.store.dataset import Dataset
 from mgjax.data.store.feed import Window, windows
-from mgjax.data.store.schema import to_model
+from mgjax.data.store.schema import Schema, check_fits, check_same_mouse, to_model
 from mgjax.errors import InputError
 from mgjax.feeds.encode import encode_clips
 from mgjax.feeds.encode_dataset import LatentFeed, is_encoded, latent_items
@@ -77,6 +78,22 @@ def make(
         return train, None
     validation = recordings(cfg.data.validation_path, 0)
     return train, lambda rows, batch: next(validation(rows, batch))
+
+
+def schema_of_clips(cfg: TrainConfig) -> Schema:
+    """What the actions of the clips mean that `make` feeds.
+
+    Raises:
+        InputError: the recordings have not the world's size or rate.
+    """
+    if cfg.data.path is None:
+        engine = make_engine(cfg.data.engine, size=(cfg.world.height, cfg.world.width))
+        return schema_of(engine, cfg.data.engine, {}, cfg.data.mouse_scale)
+    schemas = {path: Dataset(path).schema for path in (cfg.data.path, cfg.data.validation_path) if path is not None}
+    for path, schema in schemas.items():
+        check_fits(schema, cfg.world, path)
+        check_same_mouse(schema, schemas[cfg.data.path], path, cfg.data.path)
+    return schemas[cfg.data.path]
 
 
 def held_out_window(cfg: TrainConfig, frames: int, count: int) -> Window | None:

@@ -84,6 +84,12 @@ def test_a_checkpoint_is_rounded(nano, tmp_path):
         np.testing.assert_array_equal(np.asarray(one, ml_dtypes.bfloat16), other)
 
 
+def test_what_a_world_was_trained_on_goes_with_it(tmp_path):
+    assert _run(checkpoint.SHIPPED / "nano", tmp_path / "again") == 0
+    assert "mouse_scale = 15.0" in checkpoint.read_schema(tmp_path / "again")
+    assert checkpoint.read_schema(tmp_path / "again") == checkpoint.read_schema(checkpoint.SHIPPED / "nano")
+
+
 def test_back_to_float32_of_rounded_weights(nano, tmp_path):
     flags = ["--vae", nano / "vae.safetensors", "--model", "nano", "--dtype", "bfloat16"]
     assert _run(*flags, tmp_path / "world") == 0

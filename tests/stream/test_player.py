@@ -15,6 +15,8 @@ from mgjax.stream.log import LogWriter, head, read_log
 from mgjax.stream.player import Pool, opening, opening_saved
 from mgjax.stream.replay import replay
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 PERIOD = 0.5
 
 

@@ -11,6 +11,8 @@ from mgjax.stream.log import from_runs, read_log, to_runs
 from mgjax.stream.replay import replay
 from mgjax.types import Actions
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 
 @pytest.fixture
 def lines(theatre, picture):

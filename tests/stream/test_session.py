@@ -18,6 +18,8 @@ from mgjax.stream.session import Session
 from mgjax.types import Actions
 from mgjax.world import World
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 CHUNKS = 4
 
 

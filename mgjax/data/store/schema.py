@@ -198,6 +198,38 @@ def _facts(schema: Schema) -> dict[str, object]:
     return {**facts, **{f"encoded.{key}": value for key, value in encoded.items()}}
 
 
+def check_fits(schema: Schema, cfg: WorldConfig, where: str = FILE) -> None:
+    """Refuses recordings `where` of another size or rate than the world's, for it to train on.
+
+    Raises:
+        InputError: they differ; a rate by more than a twentieth, since a world's is a whole number.
+    """
+    if tuple(schema.size) != (cfg.height, cfg.width):
+        raise InputError(
+            "{} has frames of {}x{}, and those of {} are {}x{}: record or import it with --size {}x{}".format(
+                where, *schema.size, cfg.name, cfg.height, cfg.width, cfg.height, cfg.width
+            )
+        )
+    if abs(schema.fps - cfg.fps) > 0.05 * cfg.fps:
+        raise InputError(
+            f"{where} has {schema.fps:g} frames a second, and {cfg.name} shows {cfg.fps}: record or import it at that"
+            " rate, or set world.fps"
+        )
+
+
+def check_same_mouse(schema: Schema, given: Schema, where: str, weights: str) -> None:
+    """Refuses recordings `where` that count degrees otherwise than those that `weights` were trained on.
+
+    Raises:
+        InputError: a unit of the mouse is another angle there.
+    """
+    if abs(schema.mouse_scale - given.mouse_scale) > 1e-3 * given.mouse_scale:
+        raise InputError(
+            f"{where} counts {schema.mouse_scale:g} degrees as 1 for the mouse, and {weights} learnt from"
+            f" {given.mouse_scale:g}: set mouse_scale = {given.mouse_scale:g} in its {FILE}, or take other weights"
+        )
+
+
 def columns_for(schema: Schema, cfg: WorldConfig, where: str = FILE) -> dict[str, str]:
     """Dataset column of every driven model column; InputError when the schema says nothing about the model."""
     columns = schema.models.get(cfg.name) or default_models(schema.keyboard).get(cfg.name)

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from mgjax import checkpoint, sharding
 from mgjax.config import VAEConfig, WorldConfig
+from mgjax.data.store.schema import Schema, check_same_mouse, dumps, loads
 from mgjax.errors import InputError
 from mgjax.eval import verdict
 from mgjax.eval.samples import sampler
@@ -55,6 +56,8 @@ def train_stage(cfg: TrainConfig, name: str, out: Path, *, resume: bool) -> bool
         stage = make_stage(name, cfg)
     except ValueError as error:
         raise InputError(f"stage {name}: {error}") from None
+    schema = batches.schema_of_clips(cfg)
+    _check_controls(cfg, schema, parents)
     given = {} if name == "vae" else frozen(cfg, parents, cfg.world.encoders)
     cache = out / "clips" / ("pixels" if record.reads == "video" else _mark(parents["vae"]))
     make_feed, held_out = batches.make(cfg, stage.batch_spec(1), stage_cfg.dtype, given, cache)
@@ -80,7 +83,7 @@ def train_stage(cfg: TrainConfig, name: str, out: Path, *, resume: bool) -> bool
         if name == "vae":
             found = measure_latents(cfg, exported["vae"], make_feed, mesh)
             cfg = dataclasses.replace(cfg, world=dataclasses.replace(cfg.world, vae=found))
-        write_weights(cfg, name, exported, parents, result)
+        write_weights(cfg, name, exported, parents, result, schema)
         if jax.process_index() == 0:
             facts = {"steps": stage_cfg.steps, "seconds": time.monotonic() - began, "mesh": dict(mesh.shape)}
             if count := cfg.run.control_clips:
@@ -89,6 +92,15 @@ def train_stage(cfg: TrainConfig, name: str, out: Path, *, resume: bool) -> bool
                 facts |= verdict.measure(cfg, name, result, clips, window)
             write_summary(folder, cfg, name, facts)
     return finished
+
+
+def _check_controls(cfg: TrainConfig, schema: Schema, parents: dict[str, Path]) -> None:
+    """The degrees of a unit of the mouse are those that a given DiT learnt, where that is known."""
+    for folder in {parents[part] for part in ("dit", "teacher") if part in parents}:
+        text = checkpoint.read_schema(folder)
+        if text is not None and cfg.world.dit.action.mouse_dim:
+            given = loads(text, str(folder / checkpoint.SCHEMA))
+            check_same_mouse(schema, given, cfg.data.path or f"data.mouse_scale of {cfg.name}", str(folder))
 
 
 def _mark(folder: Path) -> str:
@@ -178,9 +190,11 @@ def measure_latents(cfg: TrainConfig, params: dict, make_feed: batches.MakeFeed,
     return measured(cfg.world.vae, jax.device_get(found))
 
 
-def write_weights(cfg: TrainConfig, name: str, exported: dict, parents: dict[str, Path], folder: Path) -> dict:
-    """Writes what a stage exports and the frozen components, as a checkpoint that `mgjax generate` takes; returns what
-    the stage exports as it is on this host."""
+def write_weights(
+    cfg: TrainConfig, name: str, exported: dict, parents: dict[str, Path], folder: Path, schema: Schema
+) -> dict:
+    """Writes what a stage exports, the frozen components and the `schema` of the clips, as a checkpoint that `mgjax
+    generate` takes; returns what the stage exports as it is on this host."""
     world = cfg.world
     if "dit" in exported:
         layers = count_actions(exported["dit"])
@@ -190,7 +204,7 @@ def write_weights(cfg: TrainConfig, name: str, exported: dict, parents: dict[str
     if jax.process_index() == 0:
         fast = ("taehv",) if isinstance(world.vae, VAEConfig) else ()
         rest = tuple(key for key in (*world.encoders, *fast) if key not in exported)
-        checkpoint.save(folder, world, {**frozen(cfg, parents, rest), **gathered}, overwrite=True)
+        checkpoint.save(folder, world, {**frozen(cfg, parents, rest), **gathered}, schema=dumps(schema), overwrite=True)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

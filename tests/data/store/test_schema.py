@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mgjax.config import PRESETS
+from mgjax.config import PRESETS, preset
 from mgjax.data.store import schema
-from mgjax.data.store.schema import Schema
+from mgjax.data.store.schema import Schema, check_fits, check_same_mouse
 from mgjax.errors import InputError
 
 FULL = Schema(
@@ -90,3 +90,24 @@ def test_a_model_that_the_keys_cannot_drive_is_refused():
 def test_a_size_that_is_none_is_refused(text):
     with pytest.raises(InputError, match="HEIGHTxWIDTH"):
         schema.parse_size(text)
+
+
+def test_size_and_rate_are_compared_with_the_worlds():
+    """rooms is 64 x 96 at 17 frames a second, which its recordings of 17.5 are near enough to."""
+    rooms = preset("rooms")
+    good = Schema(("forward", "back", "left", "right"), 17.5, (64, 96))
+    check_fits(good, rooms)
+    with pytest.raises(InputError, match=r"here has frames of 96x64, and those of rooms are 64x96: .* --size 64x96"):
+        check_fits(dataclasses.replace(good, size=(96, 64)), rooms, "here")
+    for fps in (16.0, 18.0, 35.0):
+        with pytest.raises(InputError, match=f"here has {fps:g} frames a second, and rooms shows 17"):
+            check_fits(dataclasses.replace(good, fps=fps), rooms, "here")
+
+
+def test_another_unit_of_the_mouse_is_refused():
+    five = Schema(("forward",), 17.5, (64, 96), mouse_scale=5.0)
+    check_same_mouse(five, dataclasses.replace(five, fps=3.0), "here", "rooms")
+    with pytest.raises(
+        InputError, match=r"here counts 15 degrees as 1 .*, and rooms learnt from 5: set mouse_scale = 5"
+    ):
+        check_same_mouse(dataclasses.replace(five, mouse_scale=15.0), five, "here", "rooms")
