@@ -9,7 +9,9 @@ from jaxtyping import Array, Float, Int
 
 from mgjax.diffusion.schedule import NUM_TIMESTEPS
 
-State, Inputs, Outputs = TypeVar("State"), TypeVar("Inputs"), TypeVar("Outputs")
+State = TypeVar("State")
+Inputs = TypeVar("Inputs")
+Outputs = TypeVar("Outputs")
 
 
 class Sample(NamedTuple):

@@ -141,7 +141,7 @@ def _identity(world: World, batch: int) -> dict:
 
 def machine() -> dict:
     """What the figures were measured on."""
-    import jaxlib
+    from jaxlib.version import __version__ as jaxlib_version
 
     device = jax.devices()[0]
     return {
@@ -149,7 +149,7 @@ def machine() -> dict:
         "platform": device.platform,
         "devices": jax.device_count(),
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": jaxlib_version,
         "python": platform.python_version(),
         "flags": " ".join(sys.argv[1:]),
     }

@@ -52,9 +52,9 @@ class Check:
 
 def here() -> dict[str, str]:
     """What decides the bits of a result: the device, and who compiles for it."""
-    import jaxlib
+    from jaxlib.version import __version__ as jaxlib_version
 
-    return {"device": jax.local_devices()[0].device_kind, "jaxlib": jaxlib.__version__}
+    return {"device": jax.local_devices()[0].device_kind, "jaxlib": jaxlib_version}
 
 
 def save_golden(path: Path, world: World, params: dict, picture: np.ndarray | None = None) -> None:

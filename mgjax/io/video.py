@@ -138,7 +138,7 @@ def _errors() -> tuple[type[Exception], ...]:
     """What PyAV raises: its own errors, of which some are OSErrors, and OSErrors."""
     import av
 
-    return av.FFmpegError, OSError
+    return av.error.FFmpegError, OSError
 
 
 def _reason(error: Exception) -> str:

@@ -49,7 +49,7 @@ class Attention(nn.Module):
 
     def attend(self, q: Float[Array, "b t s k e"], kv: KV, sight: Sight = Sight()) -> Float[Array, "b t s d"]:  # noqa: B008
         q, kv, length = layout.heads(q), KV(*map(layout.heads, held(kv, sight))), ()
-        if sight.past is not None:
+        if sight.past is not None and sight.filled is not None:
             kv = with_past(kv, sight.past.tokens)
             length = ((q.shape[1] + sight.filled) * q.shape[2],)
 

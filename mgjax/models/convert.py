@@ -385,7 +385,7 @@ def _check_fixed(world: WorldConfig, network: dict, action: dict, mouse: bool) -
             raise ValueError(f"{name} is {data[name]!r}, and only {value!r} is known here")
 
 
-def _field(data: dict, name: str, kind: type):
+def _field(data: dict, name: str, kind: type) -> Any:
     if name not in data:
         raise ValueError(f"it has no field {name!r}")
     value = float(data[name]) if kind is float and type(data[name]) is int else data[name]

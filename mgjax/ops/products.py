@@ -61,9 +61,13 @@ def product(x: Float[Array, "*shape i"], y: Float[Array, "i o"]) -> Float[Array,
     return jax.lax.dot_general(x, y, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
 def spread(x: Float[Array, "*part d"], shape: tuple[int, ...]) -> Float[Array, "*shape d"]:
     """x broadcast to `shape`. Its gradient is summed in float32, on a CPU by all cores."""
+    return _spread(x, shape)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _spread(x, shape):
     return jnp.broadcast_to(x, shape)
 
 
@@ -92,7 +96,7 @@ def _spread_bwd(shape, saved, g):
     return (total.reshape(part.shape[1:]).astype(part.dtype),)
 
 
-spread.defvjp(_spread_fwd, _spread_bwd)
+_spread.defvjp(_spread_fwd, _spread_bwd)
 
 
 def _sum_of_rows(x: Float[Array, "n d"]) -> Float[Array, " d"]:

@@ -116,7 +116,7 @@ class Controls:
                     applied.append(Applied(event.number, min(rows, default=0)))
             self._before = frozenset(self._held)
             self._begin(time)
-        mouse = np.float32(mouse * self._control.mouse_step)
+        mouse = (mouse * self._control.mouse_step).astype(np.float32)
         return Actions(keyboard, mouse[:, : self._mouse]), applied
 
     def _begin(self, time: float) -> None:

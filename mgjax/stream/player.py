@@ -193,7 +193,7 @@ class Player:
         self._sink(shown)
         line = self.log.chunk(shown.chunk, seat, width, shown.rows, shown.applied, shown.frames)
         self._history.append(Moment(None, shown.chunk + 1, line))
-        if self._history.maxlen > 1:
+        if (self._history.maxlen or 0) > 1:
             _ = self.now  # copied while the device has time; who cannot go back needs no copy before he stops
 
     def end(self, reason: str) -> None:
@@ -262,6 +262,7 @@ class Pool:
                 batch = half.take([*range(width // 2)] * 2)
                 batch.take(range(width // 2))
             batch.replace(0, stream)
+            seconds = 0.0
             for _ in range(2):  # a stream's first chunk is computed as all others, and the first of a program is slow
                 started = self.clock()
                 batch.dispatch([self._idle()] * width).fetch(check=False)

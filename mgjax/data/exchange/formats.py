@@ -217,7 +217,7 @@ _VPT_COLUMNS = (*_MINECRAFT_KEYS, "attack", "use")
 
 
 def _vpt_rows(file: Path, keys: Several[str], layout: Layout) -> Rows:
-    presses = VPT_KEYS | (layout.keys or {})
+    presses = {**VPT_KEYS, **(layout.keys or {})}
     for key in keys:
         if key not in presses:
             raise InputError(f"what presses {key} in {file} is not known: [source.keys] of the schema should say it")

@@ -200,7 +200,7 @@ def _lost(shown: Shown) -> tuple[str, ...]:
 
 
 def _by_frame(rows: Rows, shown: Shown, source: Source) -> Matched:
-    numbers, total = rows.frames, len(shown.times)
+    numbers, total = np.asarray(rows.frames), len(shown.times)
     for k in np.flatnonzero(np.diff(numbers) == 0)[:1]:
         raise InputError(f"{rows.file}, {rows.places[k + 1]}: it has frame {numbers[k]}, and so has {rows.places[k]}")
     low, high = int(numbers[0]), int(numbers[-1])

@@ -127,7 +127,7 @@ class EventLog:
             if event["type"] not in ("frame", "focus") and not self.listening:
                 return
             if event["type"] in _PREFIX:
-                name = _PREFIX[event["type"]] + event.get("key", event.get("button"))
+                name = _PREFIX[event["type"]] + str(event.get("key", event.get("button")))
                 if event["down"] == (name in self.held) and name in self._told:
                     return  # auto-repeat
                 self._told.add(name)

@@ -102,7 +102,7 @@ def _unpack(packed: bytes, shape: tuple[int, ...]) -> np.ndarray:
         try:
             with av.open(io.BytesIO(packed)) as container:
                 pixels = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-        except (av.FFmpegError, ValueError) as error:
+        except (av.error.FFmpegError, ValueError) as error:
             raise ValueError(f"a page of the clip cannot be unpacked: {error}") from None
     if pixels.size != np.prod(shape):
         raise ValueError(f"a page of the clip holds {pixels.size} bytes, not {shape}")

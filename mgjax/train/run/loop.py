@@ -157,12 +157,13 @@ def _begin(job: Job, checkpoints: Checkpoints, feed: Feed) -> tuple[TrainState, 
 
 def _preparer(job: Job) -> Callable[[int, Any], Any]:
     """(step, clips) -> what the step takes: `stage.prepare` with a key of its own for each step, or the clips."""
-    if job.stage.prepare is None:
+    own = job.stage.prepare
+    if own is None:
         return lambda step, clips: clips
     given = job.load(sharding.with_shardings(job.pretrained, sharding.tree_shardings(job.pretrained, job.mesh)))
 
     def prepare(given, clips, seed, step):
-        return job.stage.prepare(given, clips, jax.random.fold_in(jax.random.key(seed), step))
+        return own(given, clips, jax.random.fold_in(jax.random.key(seed), step))
 
     program = jax.jit(prepare, out_shardings=sharding.batch_sharding(job.mesh))
     return lambda step, clips: program(given, clips, np.uint32(job.seed), np.uint32(step))
@@ -170,7 +171,8 @@ def _preparer(job: Job) -> Callable[[int, Any], Any]:
 
 def _evaluator(job: Job) -> Callable[[TrainState], dict] | None:
     """`stage.evaluate` on the held-out batch, which is read when first needed."""
-    if job.held_out is None:
+    read = job.held_out
+    if read is None:
         return None
     layout = sharding.batch_sharding(job.mesh)
 
@@ -182,9 +184,7 @@ def _evaluator(job: Job) -> Callable[[TrainState], dict] | None:
 
     def evaluate(state):
         if not held_out:
-            held_out.append(
-                sharding.place(job.held_out(sharding.local_rows(layout, job.batch), job.batch), layout, job.batch)
-            )
+            held_out.append(sharding.place(read(sharding.local_rows(layout, job.batch), job.batch), layout, job.batch))
         with jax.set_mesh(job.mesh):
             return program(state, held_out[0])
 

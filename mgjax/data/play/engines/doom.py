@@ -149,14 +149,13 @@ class DoomEngine:
         self._left_over = np.zeros(2)
         commands = ["god", f"fov {self.fov}"]
         heading = rng.integers(-32768, 32768)
-        if self.vary_start:
-            x, y = navmesh.random_point(self.navmesh, rng)
+        start = navmesh.random_point(self.navmesh, rng) if self.vary_start else None
         if self.vary_light:
             tint = "".join(f"{part:02x}" for part in rng.integers(200, 256, 3))
             commands += [f"r_visibility {8.0 * 3.0 ** rng.random():.3f}", f"testcolor {tint}"]
             commands += [f"sky1 SKY{rng.integers(1, 4)}"]
-        if self.vary_start:
-            commands += [f"warp {x:.3f} {y:.3f}"]
+        if start is not None:
+            commands += ["warp {:.3f} {:.3f}".format(*start)]
         for command in commands:
             self._game.send_game_command(command)
         for _ in range(SETTLE_TICS):
@@ -204,6 +203,7 @@ class DoomEngine:
         state = self._game.get_state()
         if state is None:
             return self._last
+        assert state.game_variables is not None  # they were asked for
         x, y, z, angle, pitch, *velocity = state.game_variables
         pose = Pose(
             position=np.array([x, y, z]),
