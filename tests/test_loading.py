@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -72,6 +73,23 @@ def test_cudnn_is_refused_where_it_is_not(device):
 def test_unknown_names_are_refused(name):
     with pytest.raises(InputError, match=f"there is no {name} 'flash'"):
         loading.choose(preset("nano"), **{name: "flash"})
+
+
+def test_without_a_home_nothing_is_kept(monkeypatch):
+    """As in a container whose user has no entry in the system's list."""
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        loading.use_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 PLAY = """

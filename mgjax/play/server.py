@@ -49,6 +49,7 @@ _LEVELS = ((90, 1), (75, 1), (55, 1), (40, 2), (30, 3))  # JPEG quality, and eve
 _BEHIND = 1.0  # seconds of chunks on their way after which a line is slow
 _LOST = 4.0  # after which it is sent nothing until it has caught up
 _WAITING = 4  # chunks that wait to be encoded; more are a line that takes nothing
+_SENDING = 0.012  # seconds in which a chunk's first frames are encoded and sent, before they are due
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:;"
     " frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -291,7 +292,7 @@ class Server:
         """Loads and compiles, in a thread of its own; what fails is said to whoever waits."""
         try:
             self.model = self._load()
-            pool = Pool(self.model.cfg, self.cfg.places, rewind=self.cfg.rewind)
+            pool = Pool(self.model.cfg, self.cfg.places, rewind=self.cfg.rewind, margin=_SENDING)
             self.stage = "first picture"
             first = opening(self.model, self.cfg.pictures[0] if self.cfg.pictures else _grey(self.model))
             self.stage = "compiling"

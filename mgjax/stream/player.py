@@ -224,10 +224,11 @@ class Pool:
         *,
         rewind: int = 60,
         memory: int = 2**29,
+        margin: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ):
         """`places`: players at a time; `rewind`: chunks that each can go back, as far as they all fit into `memory`
-        bytes of the device.
+        bytes of the device; `margin`: seconds that chunks are there before they are due, for whoever has to send them.
 
         Raises:
             InputError: there are no places or too many, or less than no memory.
@@ -238,6 +239,7 @@ class Pool:
         self.players: list[Player] = []
         self.chunks = self.late = 0  # computed, and of these after their time
         self.lead = 0.0  # seconds before a chunk is due at which its rows are read
+        self._margin = margin
         self._rewind, self._bytes, self._period = rewind, memory, cfg.chunk_frames / cfg.fps
         self._session: Session | None = None
         self._seats: list[Player | None] = []
@@ -270,7 +272,7 @@ class Pool:
             jax.block_until_ready(batch.take([0]).state)
             if width == 1:
                 self._mean, self._spread = seconds, seconds / 8
-                self.lead = min(self._mean + 2 * self._spread, self._period)
+                self.lead = min(self._mean + 2 * self._spread + self._margin, self._period)
             self._widest = max(self._widest, width)
             self._notify()
 
@@ -453,7 +455,7 @@ class Pool:
         """Reckons with what chunks took of late, as networks do with their round trips."""
         self._spread += _SMOOTHING * (abs(seconds - self._mean) - self._spread)
         self._mean += _SMOOTHING * (seconds - self._mean)
-        self.lead = min(self._mean + 2 * self._spread, self._period)
+        self.lead = min(self._mean + 2 * self._spread + self._margin, self._period)
 
 
 def _chunks(stream: Session) -> int:

@@ -1,11 +1,15 @@
 """`mgjax generate`: from a picture and keys to a video, and one sentence for what cannot be used."""
 
+import itertools
+import os
+import signal
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from mgjax.io import video
-from mgjax.io.video import read_video
+from mgjax.io.video import VideoWriter, read_video
 
 
 @pytest.fixture
@@ -233,6 +237,28 @@ def test_a_process_of_its_own(mgjax_process, small_weights, picture, tmp_path):
     assert "Traceback" not in result.stderr
     assert len(read_video(tmp_path / "o.mp4")[0]) == 9
     assert not [item for item in tmp_path.iterdir() if "state" in item.name]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_who_stops_it_has_a_whole_video_and_no_litter(
+    mgjax, small_weights, picture, tmp_path, monkeypatch, number, code
+):
+    """`docker stop`, Slurm and Ctrl-C: what was made so far can be seen."""
+    write, written = VideoWriter.write, itertools.count(1)
+
+    def stopped(video, frame):
+        write(video, frame)
+        if next(written) == 15:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(VideoWriter, "write", stopped)
+    flags = ["--weights", small_weights, "--image", picture, "--actions", "w:600", "--decoder", "taehv", "--no-overlay"]
+    exit_code, _, err = mgjax("generate", *flags, "--out", tmp_path / "o.mp4", "--save-state", tmp_path / "s.state")
+    assert exit_code == code
+    assert "o.mp4: 1" in err
+    assert "s.state: not written, for the stream was stopped" in err
+    assert len(read_video(tmp_path / "o.mp4")[0]) in (14, 15)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["o.mp4", "picture.png"]
 
 
 def test_no_room_for_the_video(mgjax_process, small_weights, picture, tmp_path):
