@@ -291,3 +291,5 @@ def use_compilation_cache() -> None:
     except RuntimeError:
         return
     jax.config.update("jax_compilation_cache_dir", str(Path(base) / "mgjax" / "xla"))
+    # JAX keeps what took a second. A small world's programs take less, each, and a start wants ten of them.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
