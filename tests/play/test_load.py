@@ -4,15 +4,21 @@ import json
 
 import pytest
 
-from mgjax.cli import run
+from mgjax import cli
 
 pytestmark = pytest.mark.slow
+
+
+def run(command):
+    with pytest.raises(SystemExit) as end:
+        cli.main(command)
+    assert end.value.code == 0
 
 
 def test_players_beside_nuisances_are_served(tmp_path):
     out = tmp_path / "figures.json"
     command = ["bench", "--players", "1", "2", "--seconds", "6", "--nuisance", "--json", str(out)]
-    assert run(command) == 0
+    run(command)
     rows = json.loads(out.read_text())["players"]
     assert [row["players"] for row in rows] == [1, 2]
     for row in rows:
@@ -22,6 +28,6 @@ def test_players_beside_nuisances_are_served(tmp_path):
 
 def test_a_first_frame_comes_sooner_once_its_programs_are_compiled(tmp_path):
     out = tmp_path / "figures.json"
-    assert run(["bench", "--players", "1", "--cold", "--json", str(out)]) == 0
+    run(["bench", "--players", "1", "--cold", "--json", str(out)])
     seconds = json.loads(out.read_text())["first_frame_s"]
     assert seconds["again"] < seconds["first"]

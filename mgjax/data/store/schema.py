@@ -74,12 +74,14 @@ class Schema:
 
 def default_models(keyboard: tuple[str, ...]) -> dict[str, dict[str, str]]:
     """Same-name columns of every preset that `keyboard` can drive in full (the idle column apart)."""
-    models = {}
-    for name, cfg in PRESETS.items():
-        needed = [c for i, c in enumerate(cfg.control.columns) if i != cfg.control.idle]
-        if all(column in keyboard for column in needed):
-            models[name] = {column: column for column in needed}
-    return models
+    models = {name: _same_names(keyboard, cfg.control) for name, cfg in PRESETS.items()}
+    return {name: columns for name, columns in models.items() if columns is not None}
+
+
+def _same_names(keyboard: tuple[str, ...], control: ControlConfig) -> dict[str, str] | None:
+    """Every driven column of a world as the column of that name, if there are all of them."""
+    needed = [column for i, column in enumerate(control.columns) if i != control.idle]
+    return {column: column for column in needed} if set(needed) <= set(keyboard) else None
 
 
 def dumps(schema: Schema) -> str:
@@ -231,8 +233,9 @@ def check_same_mouse(schema: Schema, given: Schema, where: str, weights: str) ->
 
 
 def columns_for(schema: Schema, cfg: WorldConfig, where: str = FILE) -> dict[str, str]:
-    """Dataset column of every driven model column; InputError when the schema says nothing about the model."""
-    columns = schema.models.get(cfg.name) or default_models(schema.keyboard).get(cfg.name)
+    """Dataset column of every driven model column, that of the same name where the schema says nothing about the model;
+    InputError where there is none."""
+    columns = schema.models.get(cfg.name) or _same_names(schema.keyboard, cfg.control)
     if columns is None:
         raise InputError(f"{where} has no [model.{cfg.name}] that says which keys drive {cfg.name}")
     for theirs in columns:

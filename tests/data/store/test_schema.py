@@ -7,7 +7,7 @@ import pytest
 
 from mgjax.config import PRESETS, preset
 from mgjax.data.store import schema
-from mgjax.data.store.schema import Schema, check_fits, check_same_mouse
+from mgjax.data.store.schema import Schema, check_fits, check_same_mouse, columns_for
 from mgjax.errors import InputError
 
 FULL = Schema(
@@ -79,6 +79,13 @@ def test_a_model_of_one_key_at_a_time_gets_its_idle_column():
     assert turned.shape == (3, 0)
     np.testing.assert_array_equal(rows.sum(axis=1), 1)
     np.testing.assert_array_equal(rows.argmax(axis=1), [0, 1, 3])
+
+
+def test_a_world_of_ones_own_takes_the_columns_of_its_names():
+    world = dataclasses.replace(preset("rooms"), name="meadow")
+    assert columns_for(Schema(("jump", *world.control.columns), 17.0, (64, 96)), world) == {
+        column: column for column in world.control.columns
+    }
 
 
 def test_a_model_that_the_keys_cannot_drive_is_refused():
