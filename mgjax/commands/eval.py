@@ -14,6 +14,7 @@ def main(
     *,
     data: str = "",
     weights: str = "",
+    videos: str = "",
     judge: str = "",
     judge_data: tuple[str, ...] = (),
     judge_steps: int = 1500,
@@ -31,6 +32,8 @@ def main(
       data: Recordings that the world was not trained on, such as `mgjax record --agent hold --clip-frames 597` makes;
         empty takes those that come with the weights: eight of eleven seconds come with rooms.
       weights: The model, as `mgjax generate` takes it; empty takes the one that comes with mgjax.
+      videos: Videos that another program made from the same first pictures and rows, clip by clip in the order of DATA,
+        as `mgjax data import` reads them: they are scored, and nothing is streamed.
       judge: File of a judge; without one, that which comes with the weights, or one is trained on JUDGE_DATA.
       judge_data: Recordings that a judge is trained on, others than DATA.
       judge_steps: Of its training.
@@ -63,7 +66,8 @@ def main(
             found.save(Path(out) / _JUDGE)
     else:
         raise InputError("there is no judge: name one (--judge), or recordings to train one on (--judge-data)")
-    made = evaluation.evaluate(model, recordings, found, print)
+    other = evaluation.read_videos(videos, recordings) if videos else None
+    made = evaluation.evaluate(model, recordings, found, print, made=other)
     _print(made.figures)
     if out:
         page.write(Path(out), made)

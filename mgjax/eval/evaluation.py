@@ -19,11 +19,14 @@ from mgjax.data.store.dataset import Dataset
 from mgjax.errors import InputError
 from mgjax.eval import score
 from mgjax.eval.inverse import Inverted, Judge, given, keyboard_hits, mouse_hits
+from mgjax.io.actions import load_actions
 from mgjax.loading import Model
 from mgjax.types import Actions
 
 SECONDS = (1, 2, 5)  # after which pictures are compared
 _BATCH = 8  # streams at a time
+_LAGS = (1, 17, 85)  # frames over which pictures are compared with themselves
+_WALKS = {"a turn and back": ("right", "left"), "ahead and back": ("w", "s")}  # of a second each way
 _EDGE = 10  # seconds at the start and at the end between which drift is told
 
 
@@ -70,15 +73,42 @@ def read_recordings(folder: str, model: Model, clips: int, frames: int | None) -
     return Recordings(np.stack([clip.frames for clip in read]), Actions(keyboard, mouse), axes)
 
 
+def read_videos(folder: str, recordings: Recordings) -> UInt8[np.ndarray, "b f h w 3"]:
+    """The clips of a dataset as they stand for the recordings', one for one.
+
+    Raises:
+        InputError: there are fewer, or they are shorter or of another size.
+    """
+    dataset, (count, frames, *size, _) = Dataset(folder), recordings.truth.shape
+    if tuple(dataset.schema.size) != tuple(size):
+        raise InputError(f"{folder} has frames of {dataset.schema.size}, the recordings {tuple(size)}")
+    if len(dataset) < count:
+        raise InputError(f"{folder} has {len(dataset)} clips, and {count} are compared (--clips)")
+    short = next((entry.name for entry in dataset.clips[:count] if entry.frames < frames), None)
+    if short is not None:
+        raise InputError(f"clip {short} of {folder} is shorter than the {frames} frames that are compared (--frames)")
+    return np.stack([dataset.read(index, 0, frames).frames for index in range(count)])
+
+
 def evaluate(
-    model: Model, recordings: Recordings, judge: Judge, say: Callable[[str], None] = lambda sentence: None
+    model: Model,
+    recordings: Recordings,
+    judge: Judge,
+    say: Callable[[str], None] = lambda sentence: None,
+    *,
+    made: UInt8[np.ndarray, "b f h w 3"] | None = None,
 ) -> Evaluation:
-    """Streams of the model from the recordings' first pictures, under their rows, and every measure of them."""
+    """Streams of the model from the recordings' first pictures, under their rows, and every measure of them; or of
+    videos that something else `made` of the same, whose controls and chunks are those of `model`."""
     truth, actions, axes = recordings
     cfg, fps = model.cfg, model.cfg.fps
-    say(f"streaming {len(truth)} clips of {truth.shape[1]} frames")
+    own = made is None
     began = time.monotonic()
-    made = _in_batches(lambda part: _stream(model, truth[part], Actions(*(rows[part] for rows in actions))), len(truth))
+    if made is None:
+        say(f"streaming {len(truth)} clips of {truth.shape[1]} frames")
+        made = _in_batches(
+            lambda part: _stream(model, truth[part], Actions(*(rows[part] for rows in actions))), len(truth)
+        )
     seconds = time.monotonic() - began
     say("reading what was pressed off the videos")
     wanted = given(judge.cfg, cfg.control, actions)
@@ -105,14 +135,15 @@ def evaluate(
         "world": _in_batches(lambda part: score.psnr(made[part], truth[part]), len(truth)),
         "first picture": _in_batches(lambda part: score.psnr(still[part], truth[part]), len(truth)),
     }
-    looks = {name: score.look(video) for name, video in (("world", made), ("recording", truth))}
+    both = {"world": made, "recording": truth}
+    looks = {name: score.look(video) for name, video in both.items()}
     edge = min(_EDGE * fps, truth.shape[1] // 2)
     figures = {
         "model": cfg.name,
         "clips": len(truth),
         "frames": truth.shape[1],
         "fps": fps,
-        "streamed frames a second": made[:, 1:].shape[0] * (made.shape[1] - 1) / seconds,
+        **({"streamed frames a second": len(made) * (made.shape[1] - 1) / seconds} if own else {}),
         "control": {
             name: {
                 part: score.interval(values.mean(1))._asdict()
@@ -144,6 +175,12 @@ def evaluate(
             for second in SECONDS
             if second * fps < truth.shape[1]
         },
+        "change over frames": {
+            f"{lag}": {name: score.interval(score.change(video, lag))._asdict() for name, video in both.items()}
+            for lag in _LAGS
+            if lag < truth.shape[1]
+        },
+        **({"mirrored walk": _mirrored(model, truth)} if own else {}),
         "drift, last seconds over first": {
             name: {
                 part: float(values[:, -edge:].mean() / max(values[:, :edge].mean(), 1e-6))
@@ -159,10 +196,34 @@ def evaluate(
             name: score.interval(
                 _in_batches(lambda part, video=video: score.seam_ratio(video[part], cfg.chunk_frames), len(truth))
             )._asdict()
-            for name, video in (("world", made), ("recording", truth))
+            for name, video in both.items()
         },
     }
     return Evaluation(figures, made, truth, near["world"], looks)
+
+
+def _mirrored(model: Model, truth: np.ndarray) -> dict:
+    """Walks of a second and back from the recordings' first pictures, of the keys that the world has. The gate is half
+    of what changes in the recordings in a second."""
+    away = model.cfg.fps
+    if truth.shape[1] <= away:
+        return {}
+    gate, found = 0.5 * float(np.median(score.change(truth, away))), {"gate": 0.0}
+    found["gate"] = gate
+    for name, (there, back) in _WALKS.items():
+        try:
+            rows = Actions(*load_actions(f"{there}:{away} {back}:{away}", model.cfg, 2 * away))
+        except InputError:  # the world has no such keys
+            continue
+
+        def walk(part: slice, rows: Actions = rows) -> np.ndarray:
+            pictures = list(truth[part, 0])
+            session = model.start(pictures, seeds=list(range(len(pictures))))
+            return np.stack(list(session.play(rows)), 1)[:, : 2 * away + 1]
+
+        video = _in_batches(walk, len(truth))
+        found[name] = score.interval(score.returned(video, away, gate))._asdict()
+    return found
 
 
 def _stream(model: Model, truth: np.ndarray, actions: Actions) -> UInt8[np.ndarray, "b f h w 3"]:

@@ -34,7 +34,14 @@ def write(folder: Path, evaluation: Evaluation) -> None:
         temporary.write_text(json.dumps(evaluation.figures, indent=1) + "\n")
     figures = evaluation.figures
     title = f"{figures['model']}: {figures['clips']} clips of {figures['frames']} frames"
-    body = _control(figures) + _nearness(figures) + _drift(figures) + _curves(evaluation) + _videos(evaluation)
+    body = (
+        _control(figures)
+        + _nearness(figures)
+        + _memory(figures)
+        + _drift(figures)
+        + _curves(evaluation)
+        + _videos(evaluation)
+    )
     with atomic_path(folder / "report.html") as temporary:
         temporary.write_text(_PAGE.format(title=html.escape(title), body=body))
 
@@ -48,6 +55,17 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     return "<table>" + line(head, "th") + "".join(line(row, "td") for row in rows) + "</table>"
+
+
+def _memory(figures: dict) -> str:
+    """What the world keeps: over so many frames, and on a walk that is mirrored."""
+    rows = [
+        [f"change over {lag} frames", *(interval_text(found[name]) for name in ("world", "recording"))]
+        for lag, found in figures["change over frames"].items()
+    ]
+    walks = {name: value for name, value in figures.get("mirrored walk", {}).items() if name != "gate"}
+    rows += [[f"{name}: how far it comes back", interval_text(value), ""] for name, value in walks.items()]
+    return "<h2>Memory</h2>" + _table(["", "world", "recording"], rows)
 
 
 def _control(figures: dict) -> str:

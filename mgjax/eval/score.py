@@ -84,6 +84,22 @@ def seam_ratio(video: UInt8[np.ndarray, "b f h w 3"], chunk: int) -> Float[np.nd
     return change[:, border].mean(1) / np.maximum(change[:, ~border].mean(1), 1e-6)
 
 
+def change(video: UInt8[np.ndarray, "b f h w 3"], lag: int) -> Float[np.ndarray, " b"]:
+    """Mean difference of pixels, in [0, 1], between frames that are `lag` apart: what a world keeps over that time."""
+    return (np.abs(video[:, lag:].astype(np.float32) - video[:, :-lag]) / 255).mean((1, 2, 3, 4))
+
+
+def returned(
+    video: UInt8[np.ndarray, "b f h w 3"], away: int, gate: Float[np.ndarray, ""] | float
+) -> Float[np.ndarray, " b"]:
+    """How far a walk that is mirrored after `away` frames comes back to its first picture: 1 is there again, 0 no
+    nearer than at the turning point. Who is less than `gate` (mean difference of pixels in [0, 1]) away from the first
+    picture at the turning point has not walked, and has 0: a picture that stands still is no walk."""
+    first = video[:, 0].astype(np.float32) / 255
+    far, back = (np.abs(video[:, at].astype(np.float32) / 255 - first).mean((1, 2, 3)) for at in (away, 2 * away))
+    return np.where(far >= gate, np.clip(1 - back / np.maximum(far, 1e-6), 0, 1), 0.0)
+
+
 def delay(found: Float[np.ndarray, "b f"], wanted: Float[np.ndarray, "b f"], most: int = 24) -> int:
     """Frames after which what is read off a video follows best what was given: the lag of the largest correlation."""
 

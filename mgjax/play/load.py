@@ -105,7 +105,7 @@ def _process(flags: Sequence[str], environment: dict[str, str]) -> Iterator[tupl
         yield process, int(found.group(1))
     finally:
         process.terminate()
-        process.wait(20)
+        process.communicate(timeout=20)  # which closes the pipe as well
 
 
 async def _ready(port: int) -> None:

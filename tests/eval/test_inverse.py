@@ -7,12 +7,15 @@ import jax
 import numpy as np
 import pytest
 
+from mgjax import checkpoint
 from mgjax.commands import eval as command
 from mgjax.config import preset
 from mgjax.data.play.agents import make_agent
 from mgjax.data.play.engines import make_engine
 from mgjax.data.quality.filters import FilterConfig
 from mgjax.data.record import RecordConfig, record, schema_of
+from mgjax.data.store import codec
+from mgjax.data.store.dataset import Dataset, Writer
 from mgjax.data.store.feed import windows
 from mgjax.errors import InputError
 from mgjax.eval.inverse import Inverted, Judge, given, groups_of, keyboard_hits, mouse_hits, train
@@ -100,6 +103,15 @@ def test_the_command_writes_its_report(tmp_path, capsys):
         command.main(data=data)
 
 
+def _few(folder):
+    """Five frames each of two of the clips that come with rooms."""
+    dataset = Dataset(checkpoint.SHIPPED / "rooms" / "judged")
+    with Writer(folder, dataset.schema) as writer:
+        for index in range(2):
+            writer.add(f"c{index}", codec.encode(dataset.read(index, 0, 5)), 5, {})
+    return folder
+
+
 def test_rooms_is_judged_by_what_comes_with_it(tmp_path):
     """Four seconds, which end far beyond a training clip: it obeys, less than the engine does, and floors are low."""
     assert command.main(clips=6, frames=69, out=str(tmp_path)) == 0
@@ -111,5 +123,14 @@ def test_rooms_is_judged_by_what_comes_with_it(tmp_path):
     assert (world < mean["recording (ceiling)"]).all()
     assert (world > mean["rows of another clip (floor)"] + 0.05).all()
     assert (world > mean["a still picture (floor)"] + 0.05).all()
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert 0 < report["mirrored walk"]["a turn and back"]["mean"] < 1
+    # Anybody's videos: those of the engine itself are the ceiling.
+    same = str(checkpoint.SHIPPED / "rooms" / "judged")
+    assert command.main(clips=6, frames=69, videos=same, out=str(tmp_path)) == 0
+    control = json.loads((tmp_path / "report.json").read_text())["control"]
+    assert control["world"] == control["recording (ceiling)"]
+    with pytest.raises(InputError, match=r"shorter than the .* frames that are compared|clips, and"):
+        command.main(clips=6, frames=69, videos=str(_few(tmp_path / "few")))
     with pytest.raises(InputError, match="no recordings come with nano"):
         command.main(weights="nano")

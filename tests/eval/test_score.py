@@ -57,3 +57,23 @@ def test_an_interval_holds_the_mean_and_narrows_with_clips():
     assert abs(many.mean - 5) < 0.2
     # The width goes with the root of the count: a fifth of it, up to what 16 draws say of their own spread.
     assert 3 < (few.high - few.low) / (many.high - many.low) < 7
+
+
+def test_a_mirrored_walk_comes_back_and_a_still_picture_does_not_win():
+    rng = np.random.default_rng(0)
+    panorama = rng.integers(0, 256, (16, 200, 3), np.uint8)
+    there = [panorama[:, 4 * i : 4 * i + 32] for i in range(11)]
+    remembers = np.stack(there + there[-2::-1])
+    forgets = np.stack(there + [panorama[:, 160 - i : 192 - i] for i in range(10)])
+    still = np.repeat(remembers[:1], 21, 0)
+    trembles = still + (np.arange(21) % 2).astype(np.uint8)[:, None, None, None]
+    assert score.returned(np.stack([remembers, forgets, still, trembles]), 10, 0.1).tolist() == pytest.approx(
+        [1, 0, 0, 0], abs=0.1
+    )
+
+
+def test_change_over_frames_is_what_is_not_kept():
+    video = np.zeros((1, 6, 4, 4, 3), np.uint8)
+    video[:, 3:] = 51
+    assert score.change(video, 1) == pytest.approx(51 / 255 / 5)
+    assert score.change(video, 3) == pytest.approx(51 / 255)
