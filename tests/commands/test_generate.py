@@ -241,10 +241,13 @@ def test_a_process_of_its_own(mgjax_process, small_weights, picture, tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_who_stops_it_has_a_whole_video_and_no_litter(
-    mgjax, small_weights, picture, tmp_path, monkeypatch, number, code
+    request, mgjax, small_weights, picture, tmp_path, monkeypatch, number, code
 ):
     """`docker stop`, Slurm and Ctrl-C: what was made so far can be seen."""
     write, written = VideoWriter.write, itertools.count(1)
+    if number == signal.SIGINT:  # what a shell starts in the background ignores it
+        before = signal.signal(number, signal.default_int_handler)
+        request.addfinalizer(lambda: signal.signal(number, before))
 
     def stopped(video, frame):
         write(video, frame)

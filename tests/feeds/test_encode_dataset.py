@@ -249,7 +249,7 @@ def test_what_cannot_be_encoded_is_told_in_a_sentence(recording, encoded, tmp_pa
         encode(encoded, tmp_path / "out")
     for changes, sentence in (
         ({"size": (24, 40)}, "frames of 24x40, and the model small takes 16x32"),
-        ({"models": {}}, r"no \[model.small\]"),
+        ({"models": {}, "keyboard": ("up", "down")}, r"no \[model.small\]"),
     ):
         with Writer(tmp_path / sentence[:5], schema(**changes)):
             pass

@@ -76,7 +76,11 @@ def test_layouts_read_backwards_give_the_released_tensors(golden, folder, table,
     ("module", "table", "cfg"),
     [
         (vae, names.vae_tensors, VAEConfig(dim=4, multipliers=(1, 3, 2), temporal_downsample=(True, False))),
-        (vae, names.vae_tensors, VAEConfig(dim=4, num_res_blocks=1, latent_channels=6)),
+        (
+            vae,
+            names.vae_tensors,
+            VAEConfig(4, num_res_blocks=1, latent_channels=6, latent_mean=(0.0,) * 6, latent_std=(1.0,) * 6),
+        ),
         (taehv, names.taehv_tensors, TAEHVConfig(decoder_widths=(12, 6, 8, 4), encoder_width=5, latent_channels=3)),
         (clip, names.clip_tensors, PRESETS["nano"].clip),
     ],
