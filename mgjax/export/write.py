@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from mgjax.errors import InputError
 from mgjax.export import artefact
 from mgjax.export.artefact import Array, Manifest, Program, flatten
 from mgjax.export.check import save_golden
-from mgjax.export.functions import Function, functions
+from mgjax.export.functions import Function, cudnn_assumed, functions
 from mgjax.io.files import atomic_path
 from mgjax.stream.snapshot import fingerprint
 from mgjax.types import Actions
@@ -46,6 +45,7 @@ _NOTES = {
 }
 
 
+@cudnn_assumed()
 def write(
     folder: Path,
     world: World,
@@ -150,6 +150,7 @@ def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
 
 
+@cudnn_assumed()
 def used(function: Function) -> tuple[str, ...]:
     """Names of the weights that a function reads, sorted."""
     traced = jax.jit(function.call).trace(*function.inputs).jaxpr.jaxpr
@@ -158,6 +159,7 @@ def used(function: Function) -> tuple[str, ...]:
     return tuple(name for name, var in zip(names, traced.invars, strict=False) if id(var) in read)
 
 
+@cudnn_assumed()
 def lower(function: Function, read: tuple[str, ...], platforms: Sequence[str]) -> bytes:
     """The StableHLO of `function` with the weights `read` alone, serialised."""
     weights = {name: function.inputs[0][name] for name in read}
@@ -171,27 +173,13 @@ def lower(function: Function, read: tuple[str, ...], platforms: Sequence[str]) -
     jitted = jax.jit(call, donate_argnums=function.donated, keep_unused=True)
     allowed = [jax_export.DisabledSafetyCheck.custom_call(name) for name in _CUDNN_CALLS]
     try:
-        with _cudnn_assumed():
-            exported = jax_export.export(jitted, platforms=tuple(platforms), disabled_checks=allowed)(
-                weights, *function.inputs[1:]
-            )
+        exported = jax_export.export(jitted, platforms=tuple(platforms), disabled_checks=allowed)(
+            weights, *function.inputs[1:]
+        )
     except (NotImplementedError, RuntimeError, ValueError) as error:
         sentence = str(error).splitlines()[0]
         raise InputError(f"this world cannot be lowered for {', '.join(platforms)}: {sentence}") from error
     return bytes(exported.serialize())
-
-
-@contextlib.contextmanager
-def _cudnn_assumed() -> Iterator[None]:
-    """JAX asks for the version of the cuDNN of this machine, which may have none: the artefact's will."""
-    from jax._src.cudnn import fused_attention_stablehlo as fused
-
-    asked = fused.check_cudnn_version
-    fused.check_cudnn_version = lambda: 91400
-    try:
-        yield
-    finally:
-        fused.check_cudnn_version = asked
 
 
 def _describe(function: Function, read: tuple[str, ...], files: dict[str, str]) -> Program:
