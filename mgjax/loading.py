@@ -47,7 +47,7 @@ def load(
     start on a machine compiles.
 
     Args:
-        name: "rooms" or "nano", whose weights come with mgjax; the folder that `mgjax convert`, `mgjax train` or
+        name: "rooms" or "nano", whose weights come with mgjax ("./rooms" is a folder of yours); the folder that `mgjax convert`, `mgjax train` or
             `mgjax export` wrote; a folder laid out like the released repository; or such a repository's name at
             Hugging Face, where the package huggingface_hub is installed.
         model: whose weights are to be taken from a released folder: universal (where not given), gta_drive, templerun.
@@ -73,6 +73,8 @@ class Weights:
     components: tuple[str, ...]
     read: Callable[[str, DType], Params]
     """(component, dtype) -> its parameters."""
+    schema: str | None = None
+    """The text of its schema.toml: what the numbers of its action rows mean, where that is known."""
     random: bool = False
 
     def choose(
@@ -124,13 +126,13 @@ def find(name: str | os.PathLike, *, model: str | None = None, random_weights: b
         if name not in PRESETS:
             raise InputError(f"random weights are those of a preset, and {name!r} is none of {', '.join(PRESETS)}")
         return _random(PRESETS[name])
+    if name in SHIPPED:
+        return _checkpoint(checkpoint.SHIPPED / name, model, name)
     if (Path(name) / artefact.MANIFEST).is_file():
         world = exported.open_world(Path(name))
         if model not in (None, world.cfg.name):
             raise InputError(f"{name} holds the model {world.cfg.name}, not {model}")
         return Artefact(world, name)
-    if name in SHIPPED:
-        return _checkpoint(checkpoint.SHIPPED / name, model, name)
     if Path(name).exists():
         return find_in(Path(name), model)
     if _HUB.fullmatch(name) and not name.startswith("."):
@@ -181,7 +183,9 @@ def _checkpoint(folder: Path, model: str | None, source: str | None = None) -> W
     def read(name, dtype):
         return checkpoint.load(folder, name, dtype=dtype)
 
-    return Weights(cfg, source or str(folder), checkpoint.components(folder), read)
+    return Weights(
+        cfg, source or str(folder), checkpoint.components(folder), read, schema=checkpoint.read_schema(folder)
+    )
 
 
 def _released(folder: Path, files: dict[str, Path], cfg: WorldConfig) -> Weights:

@@ -86,7 +86,7 @@ def main(
             console.print(f"{web}, {_megabytes(web)}: serve it by any file host, or `python -m http.server -d {web}`")
         if out is not None:
             how = loading.choose_for(found, platform, dtype, attention, decoder)
-            _write(out, found.load(how), platform, batch, pictures, overwrite, status.update)
+            _write(out, found.load(how), found.schema, platform, batch, pictures, overwrite, status.update)
             if compiled:
                 from mgjax.export import compiled as machine_code
 
@@ -96,13 +96,13 @@ def main(
     return 0
 
 
-def _write(out, model, platform, batch, pictures, overwrite, progress) -> None:
+def _write(out, model, schema, platform, batch, pictures, overwrite, progress) -> None:
     from mgjax.export import write
 
     first = pictures[0][1] if pictures else None
     write.write(
-        out, model.world, model.params, platforms=platform, batches=batch, picture=first, overwrite=overwrite,
-        progress=progress,
+        out, model.world, model.params, platforms=platform, batches=batch, schema=schema, picture=first,
+        overwrite=overwrite, progress=progress,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
     DIR/manifest.json         what is in it: model, settings, programs, names, shapes, versions, SHA-256 of all
     DIR/programs/*.stablehlo  the programs of a stream for each batch size, as `jax.export` serialises them
     DIR/weights.safetensors   the parameters, by name, in the compute dtype
+    DIR/schema.toml           what the numbers of its action rows mean (`mgjax.data.store.schema`), where that is known
     DIR/golden.safetensors    inputs and outputs of three chunks, for `mgjax export --check DIR`
     DIR/compiled/             machine code, where it was asked for: a cache that may be deleted
 
@@ -24,7 +25,8 @@ from mgjax.config import Settings, WorldConfig, from_json
 from mgjax.errors import InputError
 
 FORMAT = "mgjax artefact 1"
-MANIFEST, WEIGHTS, GOLDEN, COMPILED = "manifest.json", "weights.safetensors", "golden.safetensors", "compiled"
+MANIFEST, WEIGHTS, SCHEMA = "manifest.json", "weights.safetensors", "schema.toml"
+GOLDEN, COMPILED = "golden.safetensors", "compiled"
 PROGRAMS = ("encode", "begin", "sample", "decode", "commit", "chunk_step")
 
 

@@ -53,6 +53,7 @@ def write(
     *,
     platforms: Sequence[str] = ("cpu",),
     batches: Sequence[int] = (1,),
+    schema: str | None = None,
     picture: np.ndarray | None = None,
     golden: bool = True,
     overwrite: bool = False,
@@ -63,6 +64,7 @@ def write(
     Args:
         platforms: of "cpu", "cuda", "tpu"; one artefact can serve several, cuDNN attention only cuda.
         batches: how many streams run side by side, a program each.
+        schema: text of the schema.toml that the world was trained under, to travel with it.
         picture: [h, w, 3] in [-1, 1], that the golden stream starts from; a pattern where none is given.
         golden: run three chunks here and keep them, so that `check` can tell whether the artefact still makes them.
         overwrite: replace an artefact that is there.
@@ -103,6 +105,8 @@ def write(
             programs[name] = _describe(calls[batches[0]][name], read[name], files)
         progress("weights")
         save_file({name: weights[name] for name in names}, temporary / artefact.WEIGHTS)
+        if schema is not None:
+            (temporary / artefact.SCHEMA).write_text(schema, encoding="utf-8")
         manifest = Manifest(
             model=world.cfg.name,
             config=world.cfg,

@@ -20,6 +20,8 @@ from mgjax.stream.model import Model
 from mgjax.stream.session import Session
 from mgjax.world import World
 
+SCHEMA = "mouse_scale = 15.0\n"
+
 pytestmark = pytest.mark.usefixtures("optimised")
 
 
@@ -51,7 +53,7 @@ def model(request, small, small_params):
 def folder(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "small"
     platforms = ("cpu", "tpu") if "clip" in model.params else ("cpu",)
-    write.write(folder, model.world, model.params, platforms=platforms)
+    write.write(folder, model.world, model.params, platforms=platforms, schema=SCHEMA)
     return folder
 
 
@@ -97,6 +99,13 @@ def test_nothing_is_compiled_once_a_stream_runs_and_chunks_take_no_longer(artefa
         for _ in range(8):
             session.step("wd")
     assert counter.count == 0
+
+
+def test_its_schema_travels_with_it_under_a_checksum(folder, copy):
+    assert (folder / artefact.SCHEMA).read_text() == SCHEMA
+    (copy / artefact.SCHEMA).write_text("mouse_scale = 5.0\n")
+    with pytest.raises(InputError, match=r"schema.toml was changed"):
+        mgjax.load(copy)
 
 
 def test_check_passes_and_can_fail(folder, copy):
