@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -193,7 +194,7 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
         super().__init__(deepcopy_host_arrays=False)
         self._progress = progress
 
-    async def serialize(self, values, infos, args=None):
+    async def serialize(self, values: Any, infos, args=None):
         args = args or [ocp.SaveArgs()] * len(values)
         for span in _batches([value.nbytes for value in values]):
             arrays = [value.read() for value in values[span]]

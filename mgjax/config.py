@@ -13,7 +13,7 @@ import json
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from mgjax.errors import InputError
 
@@ -23,6 +23,7 @@ DType = Literal["float32", "bfloat16"]
 AttentionChoice = Literal["auto", AttentionKind]
 DecoderChoice = Literal["auto", DecoderKind]
 DTypeChoice = Literal["auto", DType]
+Config = TypeVar("Config")
 
 
 def _check_sizes(cfg: Any, *, zero: tuple[str, ...] = ()) -> None:
@@ -494,7 +495,7 @@ def to_json(cfg) -> str:
     return json.dumps(dataclasses.asdict(cfg), indent=1)
 
 
-def from_json(text: str, kind: type = WorldConfig):
+def from_json(text: str, kind: type[Config] = WorldConfig) -> Config:
     """The config of class `kind` in `text`; InputError names an unknown or misshapen field."""
     try:
         data = json.loads(text)
@@ -509,9 +510,9 @@ def _names(kind, value) -> bool:
     return isinstance(value, dict) and known == set(value)
 
 
-def _build(kind, value, where: str):
+def _build(kind: Any, value: Any, where: str) -> Any:
     """`value`, from JSON, as the annotated type `kind`."""
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         if not isinstance(value, dict):
             raise InputError(f"{where} is not an object")

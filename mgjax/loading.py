@@ -47,9 +47,9 @@ def load(
     start on a machine compiles.
 
     Args:
-        name: "rooms" or "nano", whose weights come with mgjax ("./rooms" is a folder of yours); the folder that `mgjax convert`, `mgjax train` or
-            `mgjax export` wrote; a folder laid out like the released repository; or such a repository's name at
-            Hugging Face, where the package huggingface_hub is installed.
+        name: "rooms" or "nano", whose weights come with mgjax ("./rooms" is a folder of yours); the folder that
+            `mgjax convert`, `mgjax train` or `mgjax export` wrote; a folder laid out like the released repository; or
+            such a repository's name at Hugging Face, where the package huggingface_hub is installed.
         model: whose weights are to be taken from a released folder: universal (where not given), gta_drive, templerun.
         dtype: "float32" or "bfloat16"; "auto" is float32 on a CPU and bfloat16 on what computes in it.
         attention: "xla", "tiled" (for CPUs) or "cudnn" (NVIDIA); "auto" is what this device serves best.
@@ -288,7 +288,7 @@ def use_compilation_cache() -> None:
     folder there is no such place, and nothing is kept."""
     # A cache that cannot be written, as on a full disk, costs time and nothing else.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
-    if jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     try:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

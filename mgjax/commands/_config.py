@@ -68,7 +68,8 @@ def _replaced(cfg, changes: dict[str, Any], where: str = ""):
             continue
         inner = getattr(cfg, first)
         if inner is None:  # a part that is switched off by default: its own defaults, switched on
-            inner = next(kind for kind in typing.get_args(kinds[first]) if dataclasses.is_dataclass(kind))()
+            parts = (kind for kind in typing.get_args(kinds[first]) if isinstance(kind, type))
+            inner = next(kind for kind in parts if dataclasses.is_dataclass(kind))()
         if not dataclasses.is_dataclass(inner):
             raise InputError(f"{name}: {first} has no fields")
         values[first] = _replaced(inner, change, f"{name}.")

@@ -32,16 +32,18 @@ def main(
       train: File (.npz) to write the explore agent's trained weights to.
       iterations: Of training.
     """
+    from mgjax.data.play.agents.steering import require
     from mgjax.data.play.engines import make_engine
 
     if frames < 1 or episodes < 1:
         raise InputError(f"frames ({frames}) and episodes ({episodes}) must be at least 1")
     built = make_engine(engine, **_options.parse(engine_option))
     try:
+        level = require(built, "measuring")
         if train:
-            _train(built, train, iterations, seed)
+            _train(level, train, iterations, seed)
         else:
-            _measure(built, agents, frames, episodes, seed)
+            _measure(level, agents, frames, episodes, seed)
     finally:
         built.close()
     return 0

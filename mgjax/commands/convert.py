@@ -93,7 +93,7 @@ def _released_files(folder: Path, model: str | None) -> dict[str, Path]:
         raise InputError(f"there is no folder {folder}")
     files = released_files(folder, model)
     if "dit" not in files:
-        name = RELEASED_DIT.get(model, "dit.safetensors")
+        name = RELEASED_DIT.get(model or "", "dit.safetensors")
         raise InputError(f"{folder} holds no {name}: choose another --model or name the file with --dit")
     return files
 

@@ -178,7 +178,7 @@ def record(
                 def hand_out() -> None:
                     # The least busy first, and never more episodes than clips are missing.
                     while kept + sum(in_work.values()) < cfg.num_clips and min(in_work.values()) < QUEUED:
-                        connection = min(in_work, key=in_work.get)
+                        connection = min(in_work, key=in_work.__getitem__)
                         in_work[connection] += 1
                         connection.send(next(todo))
 

@@ -27,7 +27,7 @@ from mgjax.export import ExportedWorld
 from mgjax.io.actions import load_actions
 from mgjax.io.video import VideoWriter
 from mgjax.stream.rows import chunk_rows, to_chunks
-from mgjax.stream.session import Session
+from mgjax.stream.session import Chunk, Session
 from mgjax.types import Actions, StreamState
 from mgjax.world import Params, World
 
@@ -220,7 +220,7 @@ def _deliver(session: Session, script: list[Actions], *, overlapped: bool, video
     wanted. `overlapped` as `Session.play` does it, else each chunk is waited for before the next one is begun."""
     times, before = [], time.perf_counter()
 
-    def chunks() -> Iterator[np.ndarray]:
+    def chunks() -> Iterator[Chunk]:
         if overlapped:
             yield from session.overlapped(iter(script))
         else:

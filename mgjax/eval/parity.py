@@ -91,8 +91,7 @@ def _check(folder: Path, dtype: DType, batch: int) -> Iterator[Line]:
 
 def _error(ours: jax.Array, reference: np.ndarray) -> float:
     """Relative L2 error of the worst of several copies along axis 0."""
-    ours = np.asarray(ours, np.float32)
-    copies = ours.reshape(-1, *reference.shape)
+    copies = np.asarray(ours, np.float32).reshape(-1, *reference.shape)
     norm = np.linalg.norm(reference) or 1.0
     return float(np.max([np.linalg.norm(copy - reference) / norm for copy in copies]))  # NaN where one is NaN
 
@@ -242,7 +241,7 @@ def _vae(folder, io, dtype, batch):
     encode = jax.jit(lambda p, image: vae.encode_image_condition(p, cfg, image, frames, dtype=kind))
     yield "image_cond_latents", released(encode(params, video[:, 0]))
     yield "decoded", released(jax.jit(lambda p, z: vae.decode(p, cfg, z, dtype=kind))(params, z))
-    cache, position = vae.init_decoder_cache(cfg, batch, *z.shape[2:4], kind), 0
+    cache, position = vae.init_decoder_cache(cfg, batch, z.shape[2], z.shape[3], kind), 0
     step = jax.jit(lambda p, z, first, cache: vae.decode_step(p, cfg, z, first, cache, dtype=kind), donate_argnums=3)
     for index, length in enumerate(given["latent_chunks"]):
         chunk = z[:, position : position + length]

@@ -106,7 +106,7 @@ def measure_control(cfg: TrainConfig, name: str, params: dict, clips: ClipBatch)
     """Sample errors of the DiT `params` that stage `name` exported: by the steps of inference for a few-step student,
     by many steps for the others. Of the clips, the first frames count that the stage with the fewest scores at once, so
     that the errors of a ladder can be compared."""
-    least = min(stage.latents for stage in cfg.stages().values() if hasattr(stage, "latents"))
+    least = min(filter(None, (getattr(stage, "latents", None) for stage in cfg.stages().values())))
     clips = _begin(clips, least, cfg.world.vae.temporal_stride)
     if name == "foundation":
         shift = cfg.foundation.shift_in(cfg.world)

@@ -59,7 +59,7 @@ def fill(folder: str, cache: str) -> None:
     without_paths()
     model = load(folder)
     blank = np.zeros((model.cfg.height, model.cfg.width, 3), np.uint8)
-    for batch in model.world.manifest.batches:
+    for batch in artefact.read_manifest(Path(folder), verify=False).batches:
         session = model.start(blank, seeds=list(range(batch)))
         for _ in range(2):
             session.step(np.zeros((model.cfg.chunk_frames, model.cfg.dit.action.keyboard_dim)))

@@ -11,7 +11,7 @@ import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +118,7 @@ class ExportedWorld:
         """The results of a program, inside of the program that is being compiled."""
         weights = flatten(params)
         taken = {parameter: weights[parameter] for parameter in self.manifest.programs[name].parameters}
-        return _program(self, name, batch).call(taken, *inputs)
+        return cast(Arrays, _program(self, name, batch).call(taken, *inputs))
 
     def param_shapes(self) -> dict:
         """Shapes and dtypes of the whole world's parameters."""
@@ -169,7 +169,7 @@ def without_paths() -> None:
 def _take_compiled(folder: Path, manifest: Manifest) -> None:
     """Puts the artefact's machine code where JAX looks for that of programs that it has compiled before: under keys
     made of the program, the device, and the versions and options of the compiler."""
-    place = jax.config.jax_compilation_cache_dir
+    place = jax.config.values["jax_compilation_cache_dir"]
     if place is None:
         raise InputError("the machine code of an artefact goes into JAX's compilation cache, and there is none")
     without_paths()

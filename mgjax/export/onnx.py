@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.extend import core
 
 from mgjax.errors import InputError
@@ -59,7 +60,7 @@ def evaluate(closed: core.ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
     known.update(zip(closed.jaxpr.invars, arguments, strict=True))
 
     def read(atom):
-        return np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, core.Literal) else known[atom]
+        return np.asarray(atom.val, _dtype(atom.aval)) if isinstance(atom, core.Literal) else known[atom]
 
     for equation in closed.jaxpr.eqns:
         outputs = _apply(equation, [read(atom) for atom in equation.invars])
@@ -88,8 +89,12 @@ def _apply(equation: core.JaxprEqn, inputs: list[Any]) -> Sequence[Any]:
     return outputs if equation.primitive.multiple_results else [outputs]
 
 
+def _dtype(aval: Any) -> np.dtype:
+    return aval.dtype
+
+
 def _known(value: Any) -> bool:
-    return not isinstance(value, jax.core.Tracer)
+    return not isinstance(value, Tracer)
 
 
 def _writes_slots(numbers: jax.lax.ScatterDimensionNumbers) -> bool:
@@ -164,7 +169,7 @@ class WeightsFile:
 
     def move(self, model: Any) -> None:
         """Moves the constants of `model` here."""
-        from onnx import TensorProto, numpy_helper
+        from onnx import TensorProto, numpy_helper  # pyright: ignore[reportAttributeAccessIssue] made at run time
 
         for tensor in model.graph.initializer:
             data = numpy_helper.to_array(tensor).tobytes()

@@ -5,7 +5,7 @@ A feed's state is how many clips all processes have taken, so a run continues at
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from mgjax.data.play.agents import make_agent
 from mgjax.data.play.engines import make_engine
 from mgjax.data.record import record_clip, schema_of
 from mgjax.data.store.dataset import Dataset
-from mgjax.data.store.feed import Window, windows
+from mgjax.data.store.feed import Batches, Window, windows
 from mgjax.data.store.schema import Schema, check_fits, check_same_mouse, to_model
 from mgjax.errors import InputError
 from mgjax.feeds.encode import encode_clips
@@ -171,7 +171,7 @@ class MemoryFeed:
 class EncodedFeed:
     """Windows of a recording (`mgjax.data.store.feed.windows`), each batch passed through `encode`."""
 
-    def __init__(self, windows: Iterator[Window], encode: Callable[[Window], Any]):
+    def __init__(self, windows: Batches[Window], encode: Callable[[Window], Any]):
         self._windows, self._encode = windows, encode
 
     def __next__(self) -> Any:

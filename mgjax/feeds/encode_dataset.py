@@ -158,7 +158,8 @@ def encode_dataset(
                         say(str(window))
                     told.add(str(window))
                 elif place.name not in writer.entries:
-                    item = Item(*(leaf[row] for leaf in encoded), window.keyboard, window.mouse)
+                    frames, condition, features = (leaf[row] for leaf in encoded)
+                    item = Item(frames, condition, features, window.keyboard, window.mouse)
                     origin = {"clip": dataset.clips[place.clip].name, "start": place.start}
                     writer.add(place.name, latents.encode(item, how.codec), how.frames, origin)
                     new += 1
@@ -198,7 +199,7 @@ def _program(cfg: WorldConfig, compute: str, values: str, whole: NamedSharding, 
 
     def run(params: dict, window: Window) -> tuple[jax.Array, jax.Array, jax.Array]:
         made = encode_clips(params, cfg, *window, dtype=jnp.dtype(compute))
-        return tuple(leaf.astype(values) for leaf in (made.latents, made.condition, made.features))
+        return made.latents.astype(values), made.condition.astype(values), made.features.astype(values)
 
     return jax.jit(run, in_shardings=(whole, rows), out_shardings=rows)
 

@@ -271,7 +271,7 @@ class _Global(NamedTuple):
 class _Storage(NamedTuple):
     dtype: np.dtype
     key: str  # name of the archive's entry
-    count: int
+    size: int
 
 
 class _View(NamedTuple):
@@ -331,9 +331,9 @@ def _torch_entry(path: Path, name: str, view: _View, entries: Mapping[str, zipfi
     size = math.prod(view.shape)
     # Where the last number lies. A view may share and reorder its storage, but never repeat it: that could swell.
     extent = 1 + sum((n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True)) if size else 0
-    if storage.count * storage.dtype.itemsize > info.file_size:
+    if storage.size * storage.dtype.itemsize > info.file_size:
         raise InputError(f"the data of tensor {name!r} of {path} are cut short")
-    if max(view.offset + extent, size) > storage.count:
+    if max(view.offset + extent, size) > storage.size:
         raise InputError(f"tensor {name!r} of {path} is larger than its data")
 
     def read() -> np.ndarray:

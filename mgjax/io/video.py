@@ -136,9 +136,9 @@ def read_video(path: str | Path) -> tuple[UInt8[np.ndarray, "f h w 3"], float]:
 
 def _errors() -> tuple[type[Exception], ...]:
     """What PyAV raises: its own errors, of which some are OSErrors, and OSErrors."""
-    import av
+    from av.error import FFmpegError
 
-    return av.error.FFmpegError, OSError
+    return FFmpegError, OSError
 
 
 def _reason(error: Exception) -> str:

@@ -5,6 +5,8 @@ Keyboard: tokens attend over the embedded keyboard rows of the frames in sight. 
 every token, so they exist once a frame.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -38,7 +40,9 @@ def attend_in_place(
         [(q.astype(jnp.float32) * k[:, u, None].astype(jnp.float32)).sum(-1) for u in range(k.shape[1])], -1
     )
     weights = _softmax(logits * scale, valid)
-    out = sum(weights[..., u, None] * v[:, u, None].astype(jnp.float32) for u in range(k.shape[1]))
+    out = functools.reduce(
+        jnp.add, (weights[..., u, None] * v[:, u, None].astype(jnp.float32) for u in range(k.shape[1]))
+    )
     return out.astype(q.dtype)
 
 

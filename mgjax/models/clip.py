@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from mgjax.config import CLIPConfig, WorldConfig
-from mgjax.models.layers import Dense, create
+from mgjax.models.layers import Dense, apply, create
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -103,7 +103,7 @@ def encode(
     params: dict, cfg: CLIPConfig, image: Float[Array, "b h w 3"], *, dtype=jnp.float32
 ) -> Float[Array, "b i d"]:
     """Image tokens of an image in [-1, 1] of any size: output of the last block but one, without the final norm."""
-    return Tower(cfg).apply({"params": params}, preprocess(cfg, image), dtype, method="tokens")
+    return apply(Tower(cfg), params, preprocess(cfg, image), dtype, method="tokens")
 
 
 def features(

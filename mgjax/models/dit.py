@@ -23,7 +23,7 @@ from mgjax.config import AttentionKind, DiTConfig
 from mgjax.models.block import Block
 from mgjax.models.cache import KV, BlockKV, empty, filled, slots, write
 from mgjax.models.context import Context, Sight
-from mgjax.models.layers import Dense, Norm, create
+from mgjax.models.layers import Dense, Norm, apply, create
 from mgjax.ops.norms import layer_norm
 from mgjax.ops.rope import frequencies, grid_turn, turn
 from mgjax.types import Actions
@@ -176,7 +176,7 @@ def image_tokens(params: dict, cfg: DiTConfig, features: Float[Array, "b i f"], 
     """The tokens of the picture that every block's cross-attention sees, if it has one."""
     if not cfg.image_tokens:
         return None
-    return ImageTokens(cfg, dtype).apply({"params": params["image"]}, features)
+    return apply(ImageTokens(cfg, dtype), params["image"], features)
 
 
 def prepare_image(params: dict, cfg: DiTConfig, features: Float[Array, "b i f"], dtype) -> Layers:
@@ -224,20 +224,20 @@ def _embed(params, cfg, x, timestep, condition, dtype):
         x = x * (1 - _sigma(timestep))
     x = jnp.concatenate([x.astype(dtype), condition.astype(dtype)], -1)
     x = rearrange(x, "b t (h p) (w q) c -> b t (h w) (p q c)", p=cfg.patch, q=cfg.patch)
-    x = Dense(cfg.dim, dtype=dtype).apply({"params": params["patch"]}, x)
+    x = apply(Dense(cfg.dim, dtype=dtype), params["patch"], x)
     return x + params["place"]["embedding"].astype(dtype) if cfg.places else x
 
 
 def _embed_time(params, cfg, timestep, context: Context):
     """Time embedding and block modulation, shifted by the actions where the config says so."""
     rows = context.keyboard, context.mouse
-    shift = ActionShift(cfg).apply({"params": params["actions"]}, *rows) if cfg.action.additive else None
-    return TimeEmbedding(cfg).apply({"params": params["time"]}, timestep, shift)
+    shift = apply(ActionShift(cfg), params["actions"], *rows) if cfg.action.additive else None
+    return apply(TimeEmbedding(cfg), params["time"], timestep, shift)
 
 
 def _finish(params, cfg, x, e, noisy, timestep):
     """Velocity, from the head's tokens `x` and what the network was given, `noisy`."""
-    x = Head(cfg).apply({"params": params["head"]}, x, e)
+    x = apply(Head(cfg), params["head"], x, e)
     h, w = cfg.grid
     x = rearrange(x, "b t (h w) (p q c) -> b t (h p) (w q) c", h=h, w=w, p=cfg.patch, q=cfg.patch)
     if cfg.prediction == "velocity":

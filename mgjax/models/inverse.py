@@ -15,7 +15,7 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
-from mgjax.models.layers import create
+from mgjax.models.layers import apply, create
 
 _PATCH = (8, 4)  # pixels, high and wide: what moves most moves sideways
 
@@ -65,4 +65,4 @@ def read(params: dict, cfg: InverseConfig, video: UInt8[Array, "b f h w 3"]) -> 
     video = video.astype(jnp.float32) / 127.5 - 1
     if video.shape[2:4] != (cfg.height, cfg.width):
         video = jax.image.resize(video, (*video.shape[:2], cfg.height, cfg.width, 3), "linear")
-    return Inverse(cfg).apply({"params": params}, video)
+    return apply(Inverse(cfg), params, video)

@@ -3,6 +3,7 @@
 import math
 import re
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,6 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from mgjax.ops.products import linear
+
+
+def apply(module: nn.Module, params: dict, *args: Any, **kwargs: Any) -> Any:
+    """What `module` gives with the parameters `params`; it has no other collections."""
+    return module.apply({"params": params}, *args, **kwargs)
 
 
 class Norm(nn.Module):

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from mgjax.config import TAEHVConfig
-from mgjax.models.layers import Dense, create
+from mgjax.models.layers import Dense, apply, create
 from mgjax.ops.loops import fold
 from mgjax.ops.straight import clip
 
@@ -126,7 +126,7 @@ def encode_step(
 ) -> tuple[Float[Array, "b t hl wl c"], Cache]:
     """Encodes the next frames, in [-1, 1] and a multiple of 4, of every row's stream; `first` rows begin here."""
     x = (video.astype(jnp.float32) * 0.5 + 0.5).astype(dtype)
-    latents, cache = Encoder(cfg).apply({"params": params["encoder"]}, x, cache, first)
+    latents, cache = apply(Encoder(cfg), params["encoder"], x, cache, first)
     return latents.astype(jnp.float32), cache
 
 
@@ -138,7 +138,7 @@ def encode(
     video = jnp.pad(video, ((0, 0), (0, -video.shape[1] % TEMPORAL_STRIDE), *((0, 0),) * 3), mode="edge")
     latents = video.shape[1] // TEMPORAL_STRIDE
     groups = rearrange(video, "b (n f) h w c -> n b f h w c", n=1 if whole else latents)
-    cache = init_encoder_cache(cfg, video.shape[0], *video.shape[2:4], dtype)
+    cache = init_encoder_cache(cfg, video.shape[0], video.shape[2], video.shape[3], dtype)
     first = jnp.ones(video.shape[0], bool)
 
     def step(carry, group):
@@ -174,7 +174,7 @@ def decode_step(
 
     def step(carry, z):
         cache, first = carry
-        frames, cache = Decoder(cfg).apply({"params": params["decoder"]}, z, cache, first)
+        frames, cache = apply(Decoder(cfg), params["decoder"], z, cache, first)
         frames = 2 * clip(frames.astype(jnp.float32), 0.0, 1.0) - 1
         hidden = first[:, None] & (jnp.arange(frames.shape[1]) < TEMPORAL_STRIDE - 1)
         return (cache, jnp.zeros_like(first)), jnp.where(hidden[:, :, None, None, None], 0, frames)
@@ -188,6 +188,6 @@ def decode(
     params: dict, cfg: TAEHVConfig, latents: Float[Array, "b t hl wl c"], *, dtype=jnp.float32, whole: bool = False
 ) -> Float[Array, "b f h w 3"]:
     """The whole video of 1 + 4 (t - 1) frames, in [-1, 1]. `whole` as in `mgjax.models.vae.decode`."""
-    cache = init_decoder_cache(cfg, latents.shape[0], *latents.shape[2:4], dtype)
+    cache = init_decoder_cache(cfg, latents.shape[0], latents.shape[2], latents.shape[3], dtype)
     frames, _ = decode_step(params, cfg, latents, jnp.ones(latents.shape[0], bool), cache, dtype=dtype, whole=whole)
     return frames[:, TEMPORAL_STRIDE - 1 :]

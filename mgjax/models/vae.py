@@ -23,7 +23,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from mgjax.config import VAEConfig
-from mgjax.models.layers import Dense, create
+from mgjax.models.layers import Dense, apply, create
 from mgjax.ops.loops import fold
 
 ConvImpl = Literal["cat2d", "conv3d"]
@@ -319,13 +319,13 @@ def normalize(cfg: VAEConfig, latents: Float[Array, "*shape c"]) -> Float[Array,
 
 
 def _moments(params, cfg, video, cache, first, dtype, impl):
-    moments, cache = Encoder(cfg, impl).apply({"params": params["encoder"]}, video.astype(dtype), cache, first)
+    moments, cache = apply(Encoder(cfg, impl), params["encoder"], video.astype(dtype), cache, first)
     return moments.astype(jnp.float32), cache
 
 
 def _encode_stream(params, cfg, image, num_groups, group, dtype, impl):
     """Moments of frame 0, `image`, and of the groups of frames `group(0)`, `group(1)`, ..., one after another."""
-    cache = init_encoder_cache(cfg, image.shape[0], *image.shape[1:3], dtype)
+    cache = init_encoder_cache(cfg, image.shape[0], image.shape[1], image.shape[2], dtype)
     head, cache = _moments(params, cfg, image[:, None], cache, True, dtype, impl)
     if num_groups == 0:
         return head
@@ -366,7 +366,8 @@ def encode_moments(
     if whole and num_groups:
         size, num_groups = stride * num_groups, 1
     moments = _encode_stream(params, cfg, video[:, 0], num_groups, group, dtype, impl)
-    return tuple(jnp.split(moments, 2, axis=-1))
+    mean, log_variance = jnp.split(moments, 2, axis=-1)
+    return mean, log_variance
 
 
 def encode_image_condition(
@@ -416,7 +417,7 @@ def decode_step(
 
     def step(carry, z):
         cache, first = carry
-        frames, cache = Decoder(cfg, impl).apply({"params": params["decoder"]}, z, cache, first)
+        frames, cache = apply(Decoder(cfg, impl), params["decoder"], z, cache, first)
         return (cache, jnp.zeros_like(first)), frames.astype(jnp.float32)
 
     z = latents.astype(jnp.float32) * jnp.array(cfg.latent_std) + jnp.array(cfg.latent_mean)
@@ -439,7 +440,7 @@ def decode(
     `whole`: all latent frames in one pass instead of one after another. Training wants it: it is faster to
     differentiate (`fold`), and a gradient keeps every frame's activations in any case.
     """
-    cache = init_decoder_cache(cfg, latents.shape[0], *latents.shape[2:4], dtype)
+    cache = init_decoder_cache(cfg, latents.shape[0], latents.shape[2], latents.shape[3], dtype)
     first = jnp.ones(latents.shape[0], bool)
     frames, _ = decode_step(params, cfg, latents, first, cache, dtype=dtype, impl=impl, whole=whole)
     return frames[:, cfg.temporal_stride - 1 :]

@@ -57,13 +57,13 @@ def by_frames(
 ) -> Float[Array, "b t *q"]:
     """Calls `attend(q, k, v)` once for each set of latent frames that see the same frames in `mask` [t, u] (static)."""
     rows, groups = np.unique(mask, axis=0, return_inverse=True)
-    out = [None] * len(mask)
+    out: dict[int, Array] = {}
     for index, row in enumerate(rows):
         frames, seen = np.flatnonzero(groups.ravel() == index), np.flatnonzero(row)
         result = attend(take_frames(q, frames), take_frames(k, seen), take_frames(v, seen))
         for place, frame in enumerate(frames):
             out[frame] = result[:, place : place + 1]
-    return jnp.concatenate(out, 1)
+    return jnp.concatenate([out[frame] for frame in range(len(mask))], 1)
 
 
 def take_frames(x: Float[Array, "b u *rest"], frames: np.ndarray) -> Float[Array, "b t *rest"]:

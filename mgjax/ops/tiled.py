@@ -42,7 +42,7 @@ def tiled_attention(
     parts = (q * jnp.asarray(width**-0.5, q.dtype), k, v, jnp.broadcast_to(seen[..., None, None], (*k.shape[:3], 8)))
     q, k, v, seen = (rearrange(x, "b n k e -> (b k) n e") for x in parts)
 
-    def attend(q, k, v, seen):
+    def attend(q, k, v, seen) -> Array:
         bounded = _longest(q) * _longest(k) < _BOUND**2
         return _attend(size, q, k, v, seen, bounded)
 

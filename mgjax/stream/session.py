@@ -44,7 +44,7 @@ class Chunk:
 
     def ready(self) -> bool:
         """Whether the frames are computed, without waiting for them."""
-        return self._frames.pixels.is_ready()
+        return self._frames.pixels.is_ready()  # pyright: ignore[reportAttributeAccessIssue] of jax.Array's stub
 
     def wait(self) -> Chunk:
         """Waits until the frames are computed."""

@@ -75,6 +75,12 @@ def test_a_platform_that_is_not_there(monkeypatch, mgjax_process):
     assert result.stderr.count("\n") == 1
 
 
+def test_agents_that_are_measured_need_a_map(mgjax_process):
+    result = mgjax_process("agents", "--engine", "meadow")
+    assert result.returncode == 2
+    assert result.stderr == "mgjax agents: measuring needs an engine with a navigation mesh and a motion model\n"
+
+
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 def test_a_log_of_another_code_page(monkeypatch, mgjax_process, tmp_path, encoding):
     monkeypatch.setenv("PYTHONIOENCODING", encoding)

@@ -175,10 +175,10 @@ def _ignore_interrupts() -> None:
 class _Here(Executor):
     """Runs everything in this process, when it is asked for."""
 
-    def submit(self, fn, /, *args):
+    def submit(self, fn, /, *args, **kwargs):
         future = Future()
         try:
-            future.set_result(fn(*args))
+            future.set_result(fn(*args, **kwargs))
         except InputError as error:
             future.set_exception(error)
         return future

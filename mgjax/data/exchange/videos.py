@@ -286,7 +286,7 @@ class _Decoding:
             raise InputError(f"the video {self.file} cannot be read: {_reason(error)}") from None
         # Not the first: covers and thumbnails are streams of one picture.
         stream = self._container.streams.best("video")
-        if stream is None:
+        if not isinstance(stream, av.VideoStream):
             self._container.close()
             raise InputError(f"there is no video in {self.file}")
         stream.thread_count = 1  # with several threads an error is not reported at its own picture
@@ -312,11 +312,9 @@ def pictures(
         seen = (_cover(_still(source.files[k]), size) for k in dict.fromkeys(wanted))
     else:
         seen = _seek(source, list(dict.fromkeys(wanted)), size)
-    last, picture = None, None
-    for stamp in wanted:
-        if stamp != last:
-            last, picture = stamp, next(seen)
-        yield picture
+    for _, repeats in itertools.groupby(wanted):
+        picture = next(seen)
+        yield from (picture for _ in repeats)
 
 
 def _seek(file: Path, wanted: list[int], size: tuple[int, int]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
@@ -406,12 +404,13 @@ def _cover(frame: av.VideoFrame, size: tuple[int, int], aspect: float = 1.0) -> 
 
 
 def _rgb(frame: av.VideoFrame, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    # One thread: all cores have a recording of their own, and swscale's threads cost more than they save.
     if frame.format.name.startswith("gbr") and "f" in frame.format.name:  # EXR: linear light in floating point
-        linear = frame.reformat(width, height, "gbrpf32le", interpolation="AREA").to_ndarray()
+        linear = frame.reformat(width, height, "gbrpf32le", interpolation="AREA", threads=1).to_ndarray()
         linear = np.clip(np.nan_to_num(linear[..., :3]), 0.0, 1.0)
         curve = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)  # sRGB
         return np.rint(255 * curve).astype(np.uint8)
-    return frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
+    return frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA", threads=1)
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[int, int, bool]:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from mgjax.data import camera
 from mgjax.data.play import motion, navmesh
 from mgjax.data.play.agents.base import Agent
-from mgjax.data.types import Engine
+from mgjax.data.play.navmesh import Navigable
 
 
 class Play(NamedTuple):
@@ -27,8 +27,8 @@ class Play(NamedTuple):
     mouse_jerks: float  # share of frames in which its speed changes by over 120 degrees/s
 
 
-def measure(engine: Engine, agent: Agent, num_frames: int, num_episodes: int, seed: int) -> Play:
-    """Plays `num_episodes` of `num_frames` each, all from `seed`; the engine needs a navmesh and a motion model."""
+def measure(engine: Navigable, agent: Agent, num_frames: int, num_episodes: int, seed: int) -> Play:
+    """Plays `num_episodes` of `num_frames` each, all from `seed`."""
     covered, areas, blocked, pressed, rows, holds = [], [], [], [], [], []
     for episode in range(num_episodes):
         rng = np.random.default_rng((seed, episode))

@@ -13,12 +13,15 @@ Distances are engine units; the constants are Doom's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import ndimage, sparse
 from scipy.sparse import csgraph
+
+from mgjax.data.play.motion import Motion
+from mgjax.data.types import Engine
 
 RADIUS, HEIGHT, STEP = 16.0, 56.0, 24.0
 _LONGEST = 8  # cells along a rectangle's side: long ones make poor estimates of a path's length
@@ -82,9 +85,21 @@ def build(geometry: Geometry, cell: float = 16.0) -> NavMesh:
     centres = origin + cell * (boxes[:, [1, 0]] + boxes[:, [3, 2]]) / 2
     middle = (gates[:, :2] + gates[:, 2:]) / 2
     lengths = sum(np.linalg.norm(centres[edges[:, end]] - middle, axis=1) for end in (0, 1))
-    clearance = ndimage.distance_transform_edt(np.pad(walkable, 1))[1:-1, 1:-1] * cell
+    clearance = np.asarray(ndimage.distance_transform_edt(np.pad(walkable, 1)))[1:-1, 1:-1] * cell
     starts = np.searchsorted(edges[:, 0], np.arange(len(boxes) + 1))
     return NavMesh(origin, cell, walkable, floor, clearance, rectangle, edges, gates, lengths, starts)
+
+
+@runtime_checkable
+class Navigable(Engine, Protocol):
+    """An engine that tells where a player can stand and how keys move him."""
+
+    motion: Motion
+
+    @property
+    def navmesh(self) -> NavMesh:
+        """Of the level that is being played."""
+        ...
 
 
 def cell_of(mesh: NavMesh, points: Float[np.ndarray, "*b 2"]) -> Int[np.ndarray, "*b 2"]:

@@ -267,7 +267,7 @@ def summary(steps: Step) -> dict[str, Array]:
     }
 
 
-def _thrusts(motion: Motion) -> np.ndarray:
+def _thrusts(motion: Motion) -> jax.Array:
     """Thrust of the nine moves in camera coordinates [9, 2]: forward and left, units per tic squared."""
     table = np.array([DIRECTIONS[name] for name in motion.keyboard]) * np.array(motion.thrust)[:, None]
     return jnp.array(steering.moves(motion.keyboard) @ table, jnp.float32)

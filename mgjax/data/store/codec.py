@@ -16,6 +16,7 @@ import av
 import numpy as np
 import safetensors.numpy
 import zstandard
+from av.error import FFmpegError
 
 from mgjax.data.types import Clip
 from mgjax.errors import InputError
@@ -100,9 +101,9 @@ def _unpack(packed: bytes, shape: tuple[int, ...]) -> np.ndarray:
             raise ValueError(f"a page of the clip cannot be unpacked: {error}") from None
     else:
         try:
-            with av.open(io.BytesIO(packed)) as container:
-                pixels = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-        except (av.error.FFmpegError, ValueError) as error:
+            with av.open(io.BytesIO(packed), "r") as container:
+                pixels = np.stack([frame.to_ndarray(format="rgb24", threads=1) for frame in container.decode(video=0)])
+        except (FFmpegError, ValueError) as error:
             raise ValueError(f"a page of the clip cannot be unpacked: {error}") from None
     if pixels.size != np.prod(shape):
         raise ValueError(f"a page of the clip holds {pixels.size} bytes, not {shape}")

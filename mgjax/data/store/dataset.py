@@ -24,7 +24,7 @@ import os
 import re
 from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorstore as ts
 
@@ -51,7 +51,7 @@ class Entry(NamedTuple):
     offset: int
     bytes: int
     sha256: str
-    info: Mapping[str, object]  # where it comes from and what the filters counted
+    info: Mapping[str, Any]  # where it comes from and what the filters counted
 
     @property
     def kept(self) -> bool:
@@ -145,7 +145,7 @@ def _load_entries(store: ts.KvStore) -> tuple[dict[str, Entry], list[str], list[
     return entries, damaged, leftovers
 
 
-def store_clip(path: str | os.PathLike, name: str, data: bytes, num_frames: int, info: Mapping[str, object]) -> Entry:
+def store_clip(path: str | os.PathLike, name: str, data: bytes, num_frames: int, info: Mapping[str, Any]) -> Entry:
     """Stores an encoded clip as a shard of its own, for the `Writer` that holds the dataset at `path` to `adopt`.
 
     Any process of that writer's may call it. Empty `data` notes that the clip was dropped.
@@ -239,7 +239,7 @@ class Writer:
             raise
         self._single = [e for e in self.entries.values() if e.shard == _single(e.name)]
 
-    def add(self, name: str, data: bytes, num_frames: int, info: Mapping[str, object]) -> None:
+    def add(self, name: str, data: bytes, num_frames: int, info: Mapping[str, Any]) -> None:
         """Stores an encoded clip; empty `data` notes that the clip was dropped. It is safe once this returns."""
         if name in self.entries:
             raise ValueError(f"clip name {name!r} is taken")

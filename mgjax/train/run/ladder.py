@@ -179,15 +179,17 @@ def _random(world: WorldConfig, name: str) -> dict:
 
 def measure_latents(cfg: TrainConfig, params: dict, make_feed: batches.MakeFeed, mesh: Mesh) -> VAEConfig:
     """The autoencoder's config with the statistics of the latents that the exported `params` make of whole clips."""
+    net = cfg.world.vae
+    assert isinstance(net, VAEConfig)  # its stage has just been run
     layout, size = sharding.batch_sharding(mesh), cfg.vae.batch
     feed = make_feed(sharding.local_rows(layout, size), size)
     program = jax.jit(
-        lambda params, video: statistics(params, cfg.world.vae, video, jnp.dtype(cfg.vae.dtype)),
+        lambda params, video: statistics(params, net, video, jnp.dtype(cfg.vae.dtype)),
         out_shardings=sharding.replicated(mesh),
     )
     with jax.set_mesh(mesh):
         found = [program(params, sharding.place(next(feed).video, layout, size)) for _ in range(-(-_MEASURED // size))]
-    return measured(cfg.world.vae, jax.device_get(found))
+    return measured(net, jax.device_get(found))
 
 
 def write_weights(

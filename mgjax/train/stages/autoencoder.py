@@ -76,25 +76,24 @@ def make_stage(cfg: VAEStage, world: WorldConfig) -> Stage:
     """Stage "vae", on `VideoBatch`es.
 
     Raises:
-        ValueError: the crop does not fit the picture or is not whole latents, or the clips are too short.
+        ValueError: the world's pictures are coded linearly, the crop does not fit the picture or is not whole latents,
+            or the clips are too short.
     """
-    dtype = jnp.dtype(cfg.dtype)
+    dtype, net = jnp.dtype(cfg.dtype), _network(world)
 
     def draw(state, batch):
-        latents = 1 + (batch.video.shape[1] - 1) // world.vae.temporal_stride
-        stride = world.vae.spatial_stride
+        latents = 1 + (batch.video.shape[1] - 1) // net.temporal_stride
+        stride = net.spatial_stride
         b, _, h, w, _ = batch.video.shape
-        return jax.random.normal(
-            fold(state, "noise"), (b, latents, h // stride, w // stride, world.vae.latent_channels)
-        )
+        return jax.random.normal(fold(state, "noise"), (b, latents, h // stride, w // stride, net.latent_channels))
 
     def loss(params, state, piece):
         batch, noise = piece
         params = cast(params, dtype)
-        mean, log_variance = vae.encode_moments(params, world.vae, batch.video, dtype=dtype, whole=True)
+        mean, log_variance = vae.encode_moments(params, net, batch.video, dtype=dtype, whole=True)
         log_variance = jnp.clip(log_variance, -30.0, 20.0)
-        z = vae.normalize(world.vae, mean + jnp.exp(0.5 * log_variance) * noise)
-        made = vae.decode(params, world.vae, z, dtype=dtype, whole=True)
+        z = vae.normalize(net, mean + jnp.exp(0.5 * log_variance) * noise)
+        made = vae.decode(params, net, z, dtype=dtype, whole=True)
         terms = {
             "reconstruction": jnp.abs(made - batch.video).mean(),
             "kl": kl_divergence(mean, log_variance),
@@ -104,11 +103,11 @@ def make_stage(cfg: VAEStage, world: WorldConfig) -> Stage:
         return value, terms
 
     def evaluate(params, state, batch):
-        z = vae.encode(cast(params, dtype), world.vae, batch.video, dtype=dtype)
-        return _quality(vae.decode(cast(params, dtype), world.vae, z, dtype=dtype), batch.video)
+        z = vae.encode(cast(params, dtype), net, batch.video, dtype=dtype)
+        return _quality(vae.decode(cast(params, dtype), net, z, dtype=dtype), batch.video)
 
     def start(key, pretrained):
-        params = pretrained["vae"] if "vae" in pretrained else vae.init(key, world.vae)
+        params = pretrained["vae"] if "vae" in pretrained else vae.init(key, net)
         return params, {}
 
     return _stage(cfg, world, "vae", start, draw, loss, evaluate)
@@ -116,10 +115,10 @@ def make_stage(cfg: VAEStage, world: WorldConfig) -> Stage:
 
 def make_taehv_stage(cfg: VAEStage, world: WorldConfig) -> Stage:
     """Stage "taehv", on `VideoBatch`es; `pretrained["vae"]` is the frozen autoencoder. Errors as above."""
-    dtype = jnp.dtype(cfg.dtype)
+    dtype, net = jnp.dtype(cfg.dtype), _network(world)
 
     def run(params, state, video):
-        z = vae.encode(cast(state.teacher, dtype), world.vae, video, dtype=dtype)
+        z = vae.encode(cast(state.teacher, dtype), net, video, dtype=dtype)
         params = cast(params, dtype)
         return (
             z,
@@ -148,6 +147,12 @@ def make_taehv_stage(cfg: VAEStage, world: WorldConfig) -> Stage:
     return _stage(cfg, world, "taehv", start, lambda state, batch: None, loss, evaluate)
 
 
+def _network(world: WorldConfig) -> VAEConfig:
+    if not isinstance(world.vae, VAEConfig):
+        raise ValueError(f"the pictures of {world.name} are coded linearly, which `mgjax data code` fits in one go")
+    return world.vae
+
+
 def _quality(made, video):
     error = jnp.square(made - video).mean()
     return {"loss": jnp.abs(made - video).mean(), "psnr": 10 * jnp.log10(4 / error)}
@@ -155,7 +160,8 @@ def _quality(made, video):
 
 def _stage(cfg: VAEStage, world: WorldConfig, name: str, start, draw, loss, evaluate) -> Stage:
     optimizer = make_optimizer(cfg.optimizer, cfg.steps)
-    stride, least = world.vae.temporal_stride, vae.trained_latents(world.vae)
+    net = _network(world)
+    stride, least = net.temporal_stride, vae.trained_latents(net)
     if cfg.frames % stride != 1 % stride or (cfg.frames - 1) // stride + 1 < least:
         raise ValueError(
             f"clips of {cfg.frames} frames do not train every weight of this autoencoder: give {stride} n + 1 frames,"
@@ -163,7 +169,7 @@ def _stage(cfg: VAEStage, world: WorldConfig, name: str, start, draw, loss, eval
         )
     if cfg.crop is not None:
         for side, whole in zip(cfg.crop, (world.height, world.width), strict=True):
-            if not 0 < side <= whole or side % world.vae.spatial_stride:
+            if not 0 < side <= whole or side % net.spatial_stride:
                 raise ValueError(f"a crop of {side} pixels in {whole} is not whole latents")
 
     def init(key, pretrained):

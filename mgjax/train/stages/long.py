@@ -78,7 +78,7 @@ def make_stage(cfg: LongStage, world: WorldConfig) -> Stage:
         """Streams that are already at their end."""
         clips = clip_spec(world, batch, cfg.max_latents)
         noise = jax.ShapeDtypeStruct((batch, first, world.sampler.draws, *_chunk_shape(net.dit)), jnp.float32)
-        shapes = jax.eval_shape(lambda w, *rest: start_streams(stream_params(w, net), *rest, 0), weights, clips, noise)
+        shapes = jax.eval_shape(lambda w, c, n: start_streams(stream_params(w, net), c, n, 0), weights, clips, noise)
         stream = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return stream._replace(frames=jnp.full((), cfg.max_latents, stream.frames.dtype))
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
+from mgjax.config import preset
 from mgjax.models import vae as model
 from mgjax.train.stages import autoencoder
 from mgjax.train_config import OptimizerConfig, VAEStage
@@ -149,3 +150,9 @@ def test_the_small_autoencoder_learns_from_the_frozen_one(world, batch):
     assert losses[-1] < 0.7 * losses[0]
     jax.tree.map(np.testing.assert_array_equal, state.teacher, frozen["vae"])
     assert set(stage.export(state)) == {"taehv"}
+
+
+def test_a_linear_code_has_no_stage():
+    for make in (autoencoder.make_stage, autoencoder.make_taehv_stage):
+        with pytest.raises(ValueError, match="pictures of rooms are coded linearly"):
+            make(VAEStage(), preset("rooms"))

@@ -133,15 +133,15 @@ def nearest_safe(move: int, price: np.ndarray) -> int:
 
 def explore_agent(engine: Engine, weights=None, temperature: float = 1.0) -> Agent:
     """`weights`: an .npz of `mgjax agents --train`; `temperature` of the draws, towards 0 the most likely is taken."""
-    steering.require(engine, "explore")
+    level = steering.require(engine, "agent explore")
     params = load(weights)
-    fps, motion, table = engine.fps, engine.motion, steering.moves(engine.keyboard)
+    fps, motion, table = level.fps, level.motion, steering.moves(level.keyboard)
 
     def draw(logits: np.ndarray, rng) -> int:
         return int(np.argmax(logits / max(temperature, 1e-6) + rng.gumbel(size=logits.shape)))
 
     def init(observation, rng):
-        mesh = engine.navmesh
+        mesh = level.navmesh
         hand = steering.new_hand(rng, fps)
         return State(mesh, np.zeros(places(mesh)), np.full(9, 1 / 9), hand, steering.IDLE, 0.0, 0.0, 0)
 

@@ -38,8 +38,8 @@ class State(NamedTuple):
 
 def navigate_agent(engine: Engine, randomness: float = 0.4, pauses: float = 0.06, aside: float = 0.35) -> Agent:
     """`randomness` of the paths, pauses per second, and the share of time that the view is turned aside."""
-    steering.require(engine, "navigate")
-    fps, motion, table = engine.fps, engine.motion, steering.moves(engine.keyboard)
+    level = steering.require(engine, "agent navigate")
+    fps, motion, table = level.fps, level.motion, steering.moves(level.keyboard)
 
     def seconds(rng, low: float, high: float) -> int:
         return max(1, round(rng.uniform(low, high) * fps))
@@ -48,7 +48,7 @@ def navigate_agent(engine: Engine, randomness: float = 0.4, pauses: float = 0.06
         return navmesh.find_path(mesh, position, navmesh.random_point(mesh, rng), rng, randomness)[1:]
 
     def init(observation, rng):
-        mesh, position = engine.navmesh, observation.pose.position[:2]
+        mesh, position = level.navmesh, observation.pose.position[:2]
         path, hand = plan(mesh, position, rng), steering.new_hand(rng, fps)
         return State(mesh, path, hand, steering.IDLE, 0, 0, 0.0, 0.0, seconds(rng, 1, 3), position, seconds(rng, 1, 2))
 

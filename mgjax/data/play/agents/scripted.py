@@ -16,7 +16,7 @@ def scripted_agent(engine: Engine, keyboard: np.ndarray | None = None, mouse: np
       InputError: the rows do not fit each other or the engine.
     """
     if keyboard is None and mouse is None:
-        keyboard, mouse = [[name == "forward" for name in engine.keyboard]], [[0.0, 2.8125]]
+        keyboard, mouse = np.array([[name == "forward" for name in engine.keyboard]]), np.array([[0.0, 2.8125]])
     keys, turns = np.asarray(keyboard, np.uint8), np.asarray(mouse, np.float32)
     if keys.ndim != 2 or keys.shape[1] != len(engine.keyboard) or turns.shape != (len(keys), 2) or not len(keys):
         wanted = f"{len(engine.keyboard)} keys and 2 mouse degrees"

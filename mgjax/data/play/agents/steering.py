@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from mgjax.data.play.motion import Motion, push
-from mgjax.data.play.navmesh import NavMesh, cell_of
+from mgjax.data.play.navmesh import Navigable, NavMesh, cell_of
 from mgjax.data.types import Engine
 from mgjax.errors import InputError
 
@@ -41,15 +41,11 @@ class Hand(NamedTuple):
     patience: float  # degrees off before a jerky hand flicks
 
 
-def require(engine: Engine, agent: str) -> tuple[NavMesh, Motion]:
-    """The engine's navigation mesh and motion model.
-
-    Raises:
-      InputError: it has none.
-    """
-    if not hasattr(engine, "navmesh") or not hasattr(engine, "motion"):
-        raise InputError(f"agent {agent!r} needs an engine with a navigation mesh and a motion model")
-    return engine.navmesh, engine.motion
+def require(engine: Engine, who: str) -> Navigable:
+    """The engine; InputError where it has no navigation mesh or motion model."""
+    if not isinstance(engine, Navigable):
+        raise InputError(f"{who} needs an engine with a navigation mesh and a motion model")
+    return engine
 
 
 def moves(keyboard: tuple[str, ...]) -> UInt8[np.ndarray, "9 a"]:

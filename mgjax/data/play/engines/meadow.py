@@ -160,7 +160,7 @@ def _blocked(x: float, y: float) -> bool:
     ground, top, _ = _land()
     reach = np.array([-0.5, 0.0, 0.5])
     i, j = (np.floor(2 * (place + reach)).astype(int) % len(ground) for place in (x, y))
-    return _lookup(ground, x, y) < WATER + 0.1 or bool((top - ground > 0.05)[np.ix_(i, j)].any())
+    return bool(_lookup(ground, x, y) < WATER + 0.1 or (top - ground > 0.05)[np.ix_(i, j)].any())
 
 
 def _draw(

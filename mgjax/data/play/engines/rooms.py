@@ -51,7 +51,8 @@ def wad() -> bytes:
 
 
 def _colour(hue: float, lightness: float, saturation: float) -> tuple[int, int, int]:
-    return tuple(round(255 * part) for part in colorsys.hls_to_rgb(hue % 1.0, lightness, saturation))
+    red, green, blue = (round(255 * part) for part in colorsys.hls_to_rgb(hue % 1.0, lightness, saturation))
+    return red, green, blue
 
 
 def _textures() -> Iterator[tuple[str, list[tuple[int, int, int]]]]:
