@@ -54,6 +54,7 @@ def main(
     try:
         import uvicorn
 
+        from mgjax.play.protocol import LARGEST_MESSAGE
         from mgjax.play.server import LOOPBACK, PlayConfig, Server
     except ImportError as error:
         raise InputError(
@@ -96,7 +97,7 @@ def main(
         server = Server(load, cfg)
         options = uvicorn.Config(
             server.app(), log_level="warning", access_log=False, ws="websockets-sansio", server_header=False,
-            ws_max_size=9 << 20, ws_per_message_deflate=False, timeout_graceful_shutdown=3,
+            ws_max_size=LARGEST_MESSAGE, ws_per_message_deflate=False, timeout_graceful_shutdown=3,
         )  # fmt: skip
         console.print(f"{found.cfg.name}: [link={link}]{link}[/link]   (Ctrl-C ends it)")
         if browser:

@@ -60,7 +60,9 @@ def evaluate(closed: core.ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
     known.update(zip(closed.jaxpr.invars, arguments, strict=True))
 
     def read(atom):
-        return np.asarray(atom.val, _dtype(atom.aval)) if isinstance(atom, core.Literal) else known[atom]
+        if not isinstance(atom, core.Literal):
+            return known[atom]
+        return np.asarray(atom.val, atom.aval.dtype)  # pyright: ignore[reportAttributeAccessIssue] of a shaped one
 
     for equation in closed.jaxpr.eqns:
         outputs = _apply(equation, [read(atom) for atom in equation.invars])
@@ -87,10 +89,6 @@ def _apply(equation: core.JaxprEqn, inputs: list[Any]) -> Sequence[Any]:
     with jax.ensure_compile_time_eval() if all(map(_known, inputs)) else contextlib.nullcontext():
         outputs = equation.primitive.bind(*inputs, **options)
     return outputs if equation.primitive.multiple_results else [outputs]
-
-
-def _dtype(aval: Any) -> np.dtype:
-    return aval.dtype
 
 
 def _known(value: Any) -> bool:

@@ -22,6 +22,7 @@ from typing import Any
 VERSION = 1
 LONGEST_TEXT = 4096  # characters of a client's message
 LARGEST_PICTURE = 8 << 20  # bytes of a picture that a client sends
+LARGEST_MESSAGE = 9 << 20  # bytes beyond which a message is not even taken in, and its line ends without a word
 MOST_KEYS = 32  # that anybody holds
 FRAME, LOG = 1, 2
 _HEADER = struct.Struct("<BIIIf")

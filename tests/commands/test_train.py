@@ -116,6 +116,15 @@ def test_stages_that_would_not_train_all_they_should_are_refused(override, sente
         make_stage(override.partition(".")[0], cfg)
 
 
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_a_stage_that_does_not_fit_its_world_is_one_sentence(mgjax_process, command):
+    config = next(path for path in CONFIGS if path.stem == "rooms")
+    result = mgjax_process(command, config, "--stage", "vae", "vae.steps=3")
+    assert result.returncode == 2
+    assert f"mgjax {command}: stage vae: the pictures of rooms are coded linearly" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

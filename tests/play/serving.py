@@ -24,7 +24,7 @@ def serving(model, pictures, logs, **options):
         log_level="error",
         ws="websockets-sansio",
         ws_per_message_deflate=False,
-        ws_max_size=9 << 20,
+        ws_max_size=protocol.LARGEST_MESSAGE,
     )
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, daemon=True)

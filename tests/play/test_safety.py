@@ -93,7 +93,7 @@ def test_what_is_too_large_ends_its_line_undecoded(port, served):
         with Client(port) as larger:  # more than the server takes into its memory
             larger.next("welcome")
             with pytest.raises(ConnectionClosed) as ended:
-                _send(larger, bytes(10 << 20))
+                _send(larger, bytes(protocol.LARGEST_MESSAGE + 1))
             assert ended.value.rcvd is None or ended.value.rcvd.code == 1009
         player.walk(2)
 

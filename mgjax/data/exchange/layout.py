@@ -125,14 +125,14 @@ def loads(text: str, where: str) -> Layout:
     options = {}
     if "axes" in data:
         axes = data["axes"]
-        names = isinstance(axes, list) and len(axes) == 3 and all(name in _DIRECTIONS for name in axes)
+        names = isinstance(axes, list) and len(axes) == 3 and all(name in tuple(_DIRECTIONS) for name in axes)
         if not names or abs(np.linalg.det(np.array([_DIRECTIONS[name] for name in axes]))) != 1:
             raise bad("axes", f"where x, y and z point, three of {', '.join(_DIRECTIONS)}")
         options["axes"] = tuple(axes)
     if "unit" in data:
         unit = data["unit"]
         number = isinstance(unit, int | float) and not isinstance(unit, bool) and 0 < unit < np.inf
-        if not number and unit not in _METRES:
+        if not number and unit not in tuple(_METRES):  # which may be a list, and no key
             raise bad("unit", f"{', '.join(_METRES)}, or metres as a number")
         options["metres"] = float(unit) if number else _METRES[unit]
     if "turns" in data:

@@ -101,7 +101,7 @@ def _unpack(packed: bytes, shape: tuple[int, ...]) -> np.ndarray:
             raise ValueError(f"a page of the clip cannot be unpacked: {error}") from None
     else:
         try:
-            with av.open(io.BytesIO(packed), "r") as container:
+            with av.open(io.BytesIO(packed), "r") as container:  # in one thread of many that read
                 pixels = np.stack([frame.to_ndarray(format="rgb24", threads=1) for frame in container.decode(video=0)])
         except (FFmpegError, ValueError) as error:
             raise ValueError(f"a page of the clip cannot be unpacked: {error}") from None

@@ -52,10 +52,7 @@ def train_stage(cfg: TrainConfig, name: str, out: Path, *, resume: bool) -> bool
     cfg = with_measured_latents(cfg, parents)
     stage_cfg = getattr(cfg, name)
     mesh = sharding.make_mesh(cfg.mesh)
-    try:
-        stage = make_stage(name, cfg)
-    except ValueError as error:
-        raise InputError(f"stage {name}: {error}") from None
+    stage = make_stage(name, cfg)
     schema = batches.schema_of_clips(cfg)
     _check_controls(cfg, schema, parents)
     given = {} if name == "vae" else frozen(cfg, parents, cfg.world.encoders)

@@ -83,7 +83,7 @@ def plan_stage(cfg: TrainConfig, name: str, mesh: Mesh, attention: str | None = 
     """The plan of one stage of a ladder. `attention` takes the place of what the config says, if given.
 
     Raises:
-        InputError: the stage's micro-batches do not split over the mesh.
+        InputError: the stage's micro-batches do not split over the mesh, or its parts do not fit each other.
     """
     own = getattr(cfg, name)
     sharding.check_batch(mesh, own.batch, own.accumulate)

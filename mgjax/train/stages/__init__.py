@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+from mgjax.errors import InputError
 from mgjax.eval import samples
 from mgjax.train.stage import Stage
 from mgjax.train.stages import autoencoder, causal, few_step, foundation, long, self_forcing
@@ -45,8 +46,15 @@ assert tuple(RECORDS) == STAGES
 
 
 def make_stage(name: str, cfg: TrainConfig) -> Stage:
-    """Stage `name` (of `train_config.STAGES`) of the ladder `cfg`. ValueError where the ladder does not have it."""
+    """Stage `name` (of `train_config.STAGES`) of the ladder `cfg`.
+
+    Raises:
+        InputError: the ladder does not have it, or its parts do not fit each other or the world.
+    """
     stage = getattr(cfg, name)
     if stage is None:
-        raise ValueError(f"the ladder {cfg.name!r} has no stage {name!r}; it has {', '.join(cfg.stages())}")
-    return RECORDS[name].make(stage, cfg.world)
+        raise InputError(f"the ladder {cfg.name!r} has no stage {name!r}; it has {', '.join(cfg.stages())}")
+    try:
+        return RECORDS[name].make(stage, cfg.world)
+    except ValueError as error:
+        raise InputError(f"stage {name}: {error}") from None

@@ -5,6 +5,9 @@ import json
 import pytest
 from recordings import FRAMES, pairs, refusal, stored, write_video
 
+from mgjax.data.exchange import layout
+from mgjax.errors import InputError
+
 HEADER = "w,mouse_pitch,mouse_yaw"
 ROWS = [f"{k % 2},0,{k}" for k in range(FRAMES)]
 
@@ -169,3 +172,9 @@ def test_nested_rows_by_their_frames(tmp_path, video, suffix):
     np.testing.assert_allclose(yaw, yaws[8:16])
     np.testing.assert_allclose(pitch, -2.0)
     np.testing.assert_allclose(clip.mouse, [[0.0, 3.0]] * 8, atol=1e-5)  # float32
+
+
+@pytest.mark.parametrize(("line", "key"), [('unit = ["m"]', "unit"), ('axes = [["right"], "up", "back"]', "axes")])
+def test_a_list_in_place_of_a_name_is_one_sentence(line, key):
+    with pytest.raises(InputError, match=f"its.toml: source.{key} is "):
+        layout.loads(f"[source]\n{line}\n", "its.toml")
