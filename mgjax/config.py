@@ -184,9 +184,11 @@ class LinearConfig:
     rows: int = 8
     columns: int = 8
     latent_channels: int = 48
+    refine_layers: int = 0  # of the network that adds to the decoded pixels what a linear code cannot; 0: there is none
+    refine_dim: int = 128
 
     def __post_init__(self):
-        _check_sizes(self)
+        _check_sizes(self, zero=("refine_layers",))
 
     @property
     def block_size(self) -> int:
@@ -441,10 +443,10 @@ def _rooms() -> WorldConfig:
             latent_channels=channels,
             mask_channels=1,
             patch=1,
-            dim=256,
-            num_heads=4,
-            ffn_dim=768,
-            num_layers=4,
+            dim=320,
+            num_heads=5,
+            ffn_dim=960,
+            num_layers=6,
             num_action_layers=0,
             time_dim=64,
             image_dim=1,
@@ -454,10 +456,10 @@ def _rooms() -> WorldConfig:
             chunk=1,
             action=ActionConfig(num_heads=1, head_dim=8, embed_dim=8, additive=True),
         ),
-        vae=LinearConfig(rows=64, columns=8, latent_channels=channels),
+        vae=LinearConfig(rows=64, columns=8, latent_channels=channels, refine_layers=3),
         taehv=TAEHVConfig(decoder_widths=(16, 12, 8, 8), encoder_width=8, latent_channels=channels),
         clip=CLIPConfig(image_size=56, patch=14, dim=16, num_heads=2, num_layers=2, output_dim=16),
-        sampler=SamplerConfig(steps=(1000,), shift=1.0, context=0.2),
+        sampler=SamplerConfig(steps=(1000, 600, 250), shift=1.0, context=0.1),
         control=ControlConfig(mouse_step=0.8),  # 4 degrees
         fps=17,
     )
@@ -505,9 +507,9 @@ def from_json(text: str, kind: type[Config] = WorldConfig) -> Config:
 
 
 def _names(kind, value) -> bool:
-    """Whether `value` has a dataclass's fields, all of them and no others."""
+    """Whether `value` has fields of a dataclass and no others; those of an older version are fewer."""
     known = {item.name for item in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else None
-    return isinstance(value, dict) and known == set(value)
+    return isinstance(value, dict) and known is not None and set(value) <= known
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:

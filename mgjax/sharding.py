@@ -99,9 +99,11 @@ def local_rows(layout: NamedSharding, batch: int) -> slice:
 
 
 def place(batch: Any, layout: NamedSharding, size: int) -> Any:
-    """This process's rows as arrays of the whole batch of `size` clips."""
+    """This process's rows, on the host or, where they are all, on a device, as arrays of the batch of `size` clips."""
 
     def whole(rows):
+        if isinstance(rows, jax.Array) and len(rows) == size:  # on a device already
+            return jax.device_put(rows, layout)
         return jax.make_array_from_process_local_data(layout, np.asarray(rows), (size, *np.shape(rows)[1:]))
 
     return jax.tree.map(whole, batch)

@@ -212,6 +212,7 @@ class DataConfig:
     validation_path: str | None = None
     seed: int = 0
     num_threads: int = 4
+    resident: bool = False  # the recordings lie on the device as pictures, and windows are cut and encoded there
     engine: str = "shapes"
     agent: str = "random"
     clips: int = 256  # played, and held in memory as the stage takes them

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -30,6 +30,8 @@ def main(
     nuisance: bool = False,
     target: str | None = None,
     share: float = 0.6,
+    suite: Literal["gpu"] | None = None,
+    out: Path | None = None,
 ) -> int:
     """Streams the seeded composite and prints what it takes; exits with 1 if anything was compiled after warm-up.
 
@@ -58,6 +60,10 @@ def main(
             for it: h100_sxm, h200, a100, rtx6000pro, b200, or the file of XLA's description of one. Needs JAX's CUDA
             wheels.
         share: of the GPU's peaks that the second bound reckons with.
+        suite: instead, all that is to be known of a GPU, in eight minutes at most: its ceilings, a chunk's parts with
+            either decoder and for one and four streams (of universal, where no other model is named), and the error of
+            its attention. Needs --out.
+        out: the folder that --suite writes suite.json into, figure by figure.
     """
     import json as json_format
 
@@ -82,6 +88,8 @@ def main(
         return _target(console, model, weights, decoder, dtype, attention, target, share, json)
     if players:
         return _players(console, weights, model, players, seconds, nuisance, cold, json)
+    if suite is not None:
+        return _suite(console, model or "universal", dtype, attention, chunks, out)
     untrained = weights is None and model is not None and model not in loading.SHIPPED
     found = loading.find(weights or model or loading.DEFAULT, model=model, random_weights=untrained)
     world = found.choose(dtype, attention, decoder)
@@ -206,6 +214,43 @@ def _target(console, model, weights, decoder, dtype, attention, name, share, jso
         with atomic_path(json) as path:
             path.write_text(json_format.dumps(report, indent=1) + "\n")
     return 0
+
+
+def _suite(console, name, dtype, attention, chunks, out) -> int:
+    """Measures a device with random weights; what could not be measured says why."""
+    from rich.table import Table
+
+    from mgjax import loading
+    from mgjax.eval import suite
+
+    if out is None:
+        raise InputError("--suite writes its figures into a folder: name it (--out)")
+    out.mkdir(parents=True, exist_ok=True)
+    found = loading.find(name, random_weights=True)
+    report = suite.measure(found.choose(dtype, attention), out, chunks=max(5, chunks), notify=console.print)
+    machine = report["machine"]
+    table = Table(
+        "what", "sample / decode / commit", "frames a second: DiT, with decode, delivered", "memory", "compiled in",
+        title=f"{report['model']} on {machine['device']}, jax {machine['jax']}",
+    )  # fmt: skip
+    failed = {key: part for key, part in report.items() if isinstance(part, dict) and {"error", "left_out"} & set(part)}
+    for key, part in report.items():
+        if "part_s" in part:
+            times = " / ".join(f"{1e3 * value:.1f} ms" for value in part["part_s"].values())
+            rates = ", ".join(f"{part[rate]:.1f}" for rate in ("fps_dit", "fps_dit_and_decode", "fps_delivered"))
+            table.add_row(key, times, rates, _megabytes(part["peak_device_bytes"]), f"{part['compile_s']:.0f} s")
+    console.print(table)
+    ceilings = report["ceilings"]
+    if "error" not in ceilings:
+        console.print(
+            f"products {ceilings['product_flops_per_s'] / 1e12:.1f} TFLOP/s, copies"
+            f" {ceilings['copy_bytes_per_s'] / 1e12:.2f} TB/s"
+        )
+    if "relative_l2" in report.get("attention", {}):
+        console.print(f"attention against the plain one: relative L2 {report['attention']['relative_l2']:.2e}")
+    for key, part in failed.items():
+        console.print(f"{key}: {part.get('error') or part['left_out']}")
+    return 1 if failed else 0
 
 
 def _cold(console, name, model, dtype, attention, decoder, trust_compiled, json) -> int:

@@ -18,6 +18,8 @@ def main(
     judge: str = "",
     judge_data: tuple[str, ...] = (),
     judge_steps: int = 1500,
+    judge_batch: int = 8,
+    resident: bool = False,
     clips: int = 32,
     frames: int = 0,
     out: str = "",
@@ -37,6 +39,8 @@ def main(
       judge: File of a judge; without one, that which comes with the weights, or one is trained on JUDGE_DATA.
       judge_data: Recordings that a judge is trained on, others than DATA.
       judge_steps: Of its training.
+      judge_batch: Windows of a step of it.
+      resident: Hold JUDGE_DATA on the device as pictures: for a GPU, which threads cannot read for.
       clips: Clips that are streamed, at most.
       frames: Frames of each; 0 takes all.
       out: Folder of report.html, report.json and a judge that was trained; empty prints only.
@@ -60,7 +64,10 @@ def main(
     if judge or (own.is_file() and not judge_data):
         found = Judge.load(Path(judge) if judge else own)
     elif judge_data:
-        found = _with_progress(lambda progress: train(judge_data, model.cfg, judge_steps, seed, progress), judge_steps)
+        how = {"batch": judge_batch, "resident": resident}
+        found = _with_progress(
+            lambda progress: train(judge_data, model.cfg, judge_steps, seed, progress, **how), judge_steps
+        )
         if out:
             Path(out).mkdir(parents=True, exist_ok=True)
             found.save(Path(out) / _JUDGE)

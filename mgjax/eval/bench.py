@@ -47,7 +47,7 @@ def measure(
     """
     cfg = world.cfg
     report = _identity(world, batch)
-    script = _script(world, batch, chunks, seed)
+    script = seeded_script(world, batch, chunks, seed)
     image = np.random.default_rng(seed).uniform(-1, 1, (batch, cfg.height, cfg.width, 3)).astype(np.float32)
     with tempfile.TemporaryDirectory() as cache, _compilation_cache(cache):
         notify("loading")
@@ -82,11 +82,11 @@ def measure(
     forks = [session.fork() for _ in range(4)]
     with tempfile.TemporaryDirectory() as folder, _trace(profile), CompilationCounter() as counter:
         stepped, delivered, *encoded = (
-            _deliver(fork, script, overlapped=overlapped, video=video)
+            deliver(fork, script, overlapped=overlapped, video=video)
             for fork, (video, overlapped) in zip(forks, product((None, Path(folder)), (False, True)), strict=True)
         )
     report["compilations_after_warm_up"] = counter.count
-    parts = _parts(session.fork(), script)
+    parts = time_parts(session.fork(), script)
 
     frames = cfg.chunk_frames * batch
     report["chunk_s"] = {f"p{q}": float(np.percentile(delivered, q)) for q in (50, 95, 99)}
@@ -118,7 +118,7 @@ def inspect(world: World, batch: int = 1) -> dict:
     else:
         params = jax.eval_shape(lambda key: world.streaming(world.init(key)), jax.random.key(0))
     state = world.state_shapes(batch)
-    rows = _script(world, batch, 1, 0)[0]
+    rows = seeded_script(world, batch, 1, 0)[0]
     return {
         **_identity(world, batch),
         "state": state_bytes(state),
@@ -205,7 +205,7 @@ class CompilationCounter:
         self.count += name == "/jax/core/compile/backend_compile_duration"
 
 
-def _script(world: World, batch: int, chunks: int, seed: int) -> list[Actions]:
+def seeded_script(world: World, batch: int, chunks: int, seed: int) -> list[Actions]:
     """The rows of a new stream's first chunk and of `chunks` more."""
     keyboard, mouse = load_actions("bench", world.cfg, chunk_rows(world.cfg, chunks + 1), seed)
     rows = Actions(keyboard, mouse[:, : world.cfg.dit.action.mouse_dim])
@@ -215,7 +215,7 @@ def _script(world: World, batch: int, chunks: int, seed: int) -> list[Actions]:
     ]
 
 
-def _deliver(session: Session, script: list[Actions], *, overlapped: bool, video: Path | None = None) -> list[float]:
+def deliver(session: Session, script: list[Actions], *, overlapped: bool, video: Path | None = None) -> list[float]:
     """Seconds from one chunk's frames to the next one's; the frames of stream 0 are written to a `video`, if one is
     wanted. `overlapped` as `Session.play` does it, else each chunk is waited for before the next one is begun."""
     times, before = [], time.perf_counter()
@@ -247,7 +247,7 @@ def _writer(world: World, folder: Path | None):
         yield video.write
 
 
-def _parts(session: Session, script: list[Actions]) -> dict[str, float]:
+def time_parts(session: Session, script: list[Actions]) -> dict[str, float]:
     """Median seconds of each program of a chunk, on a device that does nothing else."""
     world, params, state = session.world, session.params, session.state
     run = world.programs()

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from mgjax.config import ControlConfig, WorldConfig, from_json
 from mgjax.data.store.feed import Window, windows
 from mgjax.errors import InputError
+from mgjax.feeds.resident import ResidentFeed
 from mgjax.io.files import atomic_path
 from mgjax.models import inverse
 from mgjax.models.inverse import InverseConfig
@@ -31,7 +32,6 @@ from mgjax.types import Actions
 
 _OPPOSITES = (("forward", "back"), ("left", "right"), ("turn_left", "turn_right"), ("side_left", "side_right"))
 _FRAMES = 33  # of a window in training
-_BATCH = 8
 _PIECE = 64  # frames that are read at a time, but for what lies around them
 
 
@@ -62,8 +62,11 @@ class Judge:
         return Inverted(np.concatenate(keys, 1), np.concatenate(mouse, 1))
 
     def save(self, path: Path) -> None:
+        """In half precision, which is finer than what a judge is sure of."""
         leaves = jax.tree_util.tree_leaves_with_path(self.params)
-        arrays = {jax.tree_util.keystr(at, simple=True, separator="/"): np.asarray(leaf) for at, leaf in leaves}
+        arrays = {
+            jax.tree_util.keystr(at, simple=True, separator="/"): np.asarray(leaf, np.float16) for at, leaf in leaves
+        }
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, config=json.dumps(dataclasses.asdict(self.cfg)), **arrays)
 
@@ -120,8 +123,12 @@ def train(
     steps: int,
     seed: int = 0,
     progress: Callable[[int, float], None] = lambda step, loss: None,
+    *,
+    batch: int = 8,
+    resident: bool = False,
 ) -> Judge:
-    """A judge trained on recordings, in the keys and the mouse unit of `world`. `progress` is told every tenth loss.
+    """A judge trained on recordings, in the keys and the mouse unit of `world`, by so many windows a step; `resident`
+    as `mgjax.feeds.resident`. `progress` is told every tenth loss.
 
     The colours of every batch are exchanged at random: what is read is movement, and worlds tint their pictures.
     """
@@ -144,9 +151,14 @@ def train(
         return jax.tree.map(jnp.add, params, updates), state, value
 
     state, colours = optimizer.init(params), np.random.default_rng(seed)
-    with contextlib.closing(windows(folders, _FRAMES, _BATCH, seed=seed, cfg=world)) as feed:
+    if resident:
+        held = ResidentFeed(folders, _FRAMES, batch, lambda _, *parts: Window(*parts), seed=seed, cfg=world)
+        feed = contextlib.nullcontext(held)
+    else:
+        feed = contextlib.closing(windows(folders, _FRAMES, batch, seed=seed, cfg=world))
+    with feed as source:
         for index in range(steps):
-            window = next(feed)
+            window = next(source)
             window = window._replace(frames=window.frames[..., colours.permutation(3)])
             keys = given(cfg, world.control, Actions(window.keyboard[:, :-1], window.mouse[:, :-1])).keys
             params, state, value = step(params, state, window, keys)

@@ -24,6 +24,7 @@ from mgjax.data.store.schema import Schema, check_fits, check_same_mouse, to_mod
 from mgjax.errors import InputError
 from mgjax.feeds.encode import encode_clips
 from mgjax.feeds.encode_dataset import LatentFeed, is_encoded, latent_items
+from mgjax.feeds.resident import ResidentFeed
 from mgjax.io.files import atomic_path
 from mgjax.train_config import TrainConfig
 from mgjax.types import ClipBatch, VideoBatch
@@ -58,6 +59,17 @@ def make(
             lambda rows, batch: next(MemoryFeed(held_out, rows, batch, 0)),
         )
 
+    def resident(rows: slice, batch: int) -> ResidentFeed:
+        if batch != rows.stop - rows.start or jax.local_device_count() > 1:
+            raise InputError("data.resident keeps the recordings on one device, and this run has several")
+        if is_encoded(cfg.data.path):
+            raise InputError(f"{cfg.data.path} holds latents: data.resident takes the recordings")
+        reading = {"seed": cfg.data.seed, "cfg": cfg.world, "threads": cfg.data.num_threads}
+        if pixels:
+            return ResidentFeed([cfg.data.path], frames, batch, lambda _, video, *rows: _as_video(video), **reading)
+        encoders = jax.device_put({name: frozen[name] for name in cfg.world.encoders}, jax.local_devices()[0])
+        return ResidentFeed([cfg.data.path], frames, batch, encoder_of(cfg.world, dtype), encoders, **reading)
+
     def recordings(path: str, seed: int) -> MakeFeed:
         encoded = is_encoded(path)
         if encoded and pixels:
@@ -73,7 +85,7 @@ def make(
 
         return feed
 
-    train = recordings(cfg.data.path, cfg.data.seed)
+    train = resident if cfg.data.resident else recordings(cfg.data.path, cfg.data.seed)
     if cfg.data.validation_path is None:
         return train, None
     validation = recordings(cfg.data.validation_path, 0)
@@ -189,6 +201,10 @@ def videos(window: Window) -> VideoBatch:
     return VideoBatch(_floats(window.frames))
 
 
+def _as_video(video: jax.Array) -> VideoBatch:
+    return VideoBatch(video.astype(jnp.float32) / 127.5 - 1)
+
+
 def _floats(leaf: np.ndarray) -> np.ndarray:
     """Pictures, which are held as bytes, in [-1, 1]; anything else as it is."""
     return leaf.astype(np.float32) / 127.5 - 1 if leaf.dtype == np.uint8 else leaf
@@ -198,5 +214,10 @@ def clip_encoder(world: WorldConfig, params: dict, dtype: str) -> Callable[[Wind
     """Windows -> what the DiT's stages take, by the frozen encoders in `params`; on one device a process."""
     device = jax.local_devices()[0]
     params = jax.device_put({name: params[name] for name in world.encoders}, device)
-    encode = jax.jit(lambda params, window: encode_clips(params, world, *window, dtype=jnp.dtype(dtype)))
-    return lambda window: encode(params, jax.device_put(window, device))
+    encode = jax.jit(encoder_of(world, dtype))
+    return lambda window: encode(params, *jax.device_put(window, device))
+
+
+def encoder_of(world: WorldConfig, dtype: str) -> Callable[..., ClipBatch]:
+    """(encoders, frames, keyboard, mouse) -> clips."""
+    return lambda params, *window: encode_clips(params, world, *window, dtype=jnp.dtype(dtype))

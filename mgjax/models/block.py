@@ -19,10 +19,12 @@ from mgjax.models.cache import KV, BlockKV
 from mgjax.models.context import Context, Sight, held, with_past
 from mgjax.models.layers import Dense, Norm, gelu
 from mgjax.ops import layout
-from mgjax.ops.attention import attention, by_frames
+from mgjax.ops.attention import attention, by_frames, by_mask
 from mgjax.ops.norms import layer_norm, rms_norm
 from mgjax.ops.products import spread
 from mgjax.ops.rope import Turn, rotate
+
+_SHORT = 1024  # tokens of a masked sequence that cuDNN takes whole rather than by the sets of frames that are seen
 
 
 class Attention(nn.Module):
@@ -62,7 +64,12 @@ class Attention(nn.Module):
         def dense(q, k, v):
             return layout.local(implemented)(tokens(q), tokens(k), tokens(v), *length).reshape(q.shape)
 
-        out = dense(q, *kv) if sight.mask is None else by_frames(dense, sight.mask, q, *kv)
+        if sight.mask is None:
+            out = dense(q, *kv)
+        elif self.kind == "cudnn" and kv.k.shape[1] * kv.k.shape[2] <= _SHORT:
+            out = layout.local(lambda q, k, v: by_mask(q, k, v, sight.mask))(q, *kv)
+        else:
+            out = by_frames(dense, sight.mask, q, *kv)
         return self.o(out.reshape(*out.shape[:-2], self.cfg.dim))
 
 

@@ -29,7 +29,7 @@ class InverseConfig:
     height: int = 64  # pictures are resized to it
     width: int = 96
     channels: int = 64
-    dim: int = 128
+    dim: int = 192
     reach: int = 4  # pairs of frames before and after that a row is read from; even
 
 

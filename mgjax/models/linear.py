@@ -4,10 +4,14 @@ Nothing better is known of a small world's pictures before there is a network: i
 found in seconds, keep what varies most, and have no memory, so that a chunk is decoded alone. The interface is that of
 `mgjax.models.vae`: latent frame 0 stands for one pixel frame, here repeated to fill its block, every later one for
 `cfg.frames`.
+
+A decoder may also refine: a small network looks at a block's numbers and at those of the blocks to its left and right,
+and adds to the block's pixels. What it reads stays linear, so a world can be trained before it, beside it or without.
 """
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,9 +19,31 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from mgjax.config import LinearConfig
-from mgjax.models.layers import create
+from mgjax.models.layers import Dense, Norm, apply, create, gelu
+from mgjax.ops.norms import layer_norm
 
 Cache = dict  # always empty: the code has no memory
+_EPS = 1e-5  # of the refinement's norms
+
+
+class Refinement(nn.Module):
+    """Latents [b, t, hl, wl, c] -> what is added to the blocks that they decode to [b, t, hl, wl, d]."""
+
+    cfg: LinearConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, latents):
+        dim = self.cfg.refine_dim
+        x = Dense(dim, dtype=self.dtype, name="in")(latents)
+        for layer in range(self.cfg.refine_layers):
+            h = layer_norm(x, _EPS, *Norm(dim, bias=True, name=f"norm_{layer}")())
+            padded = jnp.pad(h, ((0, 0),) * 3 + ((1, 1), (0, 0)))
+            h = jnp.concatenate([padded[..., :-2, :], h, padded[..., 2:, :]], -1)
+            h = gelu(Dense(2 * dim, dtype=self.dtype, name=f"in_{layer}")(h))
+            x = x + Dense(dim, dtype=self.dtype, name=f"out_{layer}")(h)
+        x = layer_norm(x, _EPS, *Norm(dim, bias=True, name="norm")())
+        return Dense(self.cfg.block_size, dtype=self.dtype, name="out")(x)
 
 
 def settled_latents(cfg: LinearConfig) -> int:
@@ -26,13 +52,18 @@ def settled_latents(cfg: LinearConfig) -> int:
 
 
 def init(key: PRNGKeyArray, cfg: LinearConfig, dtype=jnp.float32) -> dict:
-    """Random parameters {"encoder", "decoder"}, each a kernel and a bias."""
+    """Random parameters {"encoder", "decoder"}, each a kernel and a bias; of a refinement, whose output is zero at
+    first, "decoder" has "refine" too."""
 
     def dense(inputs, outputs):
         return {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in _dense(inputs, outputs).items()}
 
     channels, pixels = cfg.latent_channels, cfg.block_size
-    return create({"encoder": dense(pixels, channels), "decoder": dense(channels, pixels)}, key, dtype)
+    shapes = {"encoder": dense(pixels, channels), "decoder": dense(channels, pixels)}
+    if cfg.refine_layers:
+        latents = jax.ShapeDtypeStruct((1, 1, 1, 1, channels), jnp.float32)
+        shapes["decoder"]["refine"] = jax.eval_shape(Refinement(cfg, jnp.float32).init, key, latents)["params"]
+    return create(shapes, key, dtype, zero=r"/refine/out/")
 
 
 def _dense(inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
@@ -40,7 +71,8 @@ def _dense(inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
 
 
 def fit(cfg: LinearConfig, blocks: Float[np.ndarray, "n d"], seed: int = 0, passes: int = 4) -> dict:
-    """Parameters in float32 that code blocks as `blocks` (`to_blocks`, in [-1, 1]) by their principal components.
+    """Parameters in float32 that code blocks as `blocks` (`to_blocks`, in [-1, 1]) by their principal components; a
+    refinement adds nothing yet.
 
     The components are found by subspace iteration (Halko, Martinsson and Tropp, arXiv:0909.4061). Each is divided by
     the root of its deviation: the latents' variance is 1 on average, and halved in decibels between the first and the
@@ -63,10 +95,13 @@ def fit(cfg: LinearConfig, blocks: Float[np.ndarray, "n d"], seed: int = 0, pass
     deviation = np.maximum(values[:channels] / len(blocks) ** 0.5, 1e-6)
     unit = deviation**0.5 * deviation.mean() ** 0.5
     encoder = (basis / unit).astype(np.float32)
-    return {
+    fitted = {
         "encoder": {"kernel": encoder, "bias": -(mean @ encoder).astype(np.float32)},
         "decoder": {"kernel": (basis * unit).T.astype(np.float32), "bias": mean.astype(np.float32)},
     }
+    if cfg.refine_layers:
+        fitted["decoder"]["refine"] = init(jax.random.key(seed), cfg)["decoder"]["refine"]
+    return fitted
 
 
 def to_blocks(cfg: LinearConfig, video: Float[Array, "b f h w 3"]) -> Float[Array, "b t hl wl d"]:
@@ -116,9 +151,19 @@ def decode_step(
     whole: bool = False,
 ) -> tuple[Float[Array, "b f h w 3"], Cache]:
     """Frames of the next latents, `cfg.frames` each, in [-1, 1]; as `mgjax.models.vae.decode_step`."""
-    frames = jnp.clip(from_blocks(cfg, _product(params["decoder"], latents, dtype)), -1, 1)
+    frames = jnp.clip(pixels(params["decoder"], cfg, latents, dtype=dtype), -1, 1)
     hidden = first[:, None] & (jnp.arange(frames.shape[1]) < cfg.frames - 1)
     return jnp.where(hidden[:, :, None, None, None], 0, frames), cache
+
+
+def pixels(
+    decoder: dict, cfg: LinearConfig, latents: Float[Array, "b t hl wl c"], *, dtype=jnp.float32
+) -> Float[Array, "b f h w 3"]:
+    """The frames of whole blocks as they are decoded, not cut to [-1, 1]: what training compares."""
+    blocks = _product(decoder, latents, dtype)
+    if cfg.refine_layers:
+        blocks += apply(Refinement(cfg, dtype), decoder["refine"], latents).astype(jnp.float32)
+    return from_blocks(cfg, blocks)
 
 
 def decode(

@@ -6,6 +6,7 @@ calls.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,22 @@ def attention(
     total = weights.sum(-1)
     out = jnp.einsum("bkns,bske->bnke", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return (out / total.swapaxes(1, 2)[..., None]).astype(q.dtype)
+
+
+def by_mask(
+    q: Float[Array, "b t s k e"],
+    k: Float[Array, "b u s k e"],
+    v: Float[Array, "b u s k e"],
+    mask: np.ndarray,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> Float[Array, "b t s k e"]:
+    """Attention of frames to those that `mask` [t, u] (static) shows them, in one call of JAX's.
+
+    It computes what is hidden too: for short sequences, of which `by_frames` makes many small calls.
+    """
+    tokens = np.repeat(np.repeat(mask, q.shape[2], 0), k.shape[2], 1)[None, None]
+    flat = (x.reshape(x.shape[0], -1, *x.shape[-2:]) for x in (q, k, v))
+    return jax.nn.dot_product_attention(*flat, mask=jnp.asarray(tokens), implementation=implementation).reshape(q.shape)
 
 
 def by_frames(

@@ -81,3 +81,36 @@ def test_bad_input(mgjax, flags, reason):
     assert (code, out) == (2, "")
     assert reason in err
     assert err.count("\n") == 1
+
+
+def test_a_suite_keeps_what_it_measured_and_says_what_failed(mgjax, tmp_path, monkeypatch):
+    """Of nano on this machine: the parts of a chunk, the ceilings, and one figure that cannot be had."""
+    from mgjax.eval import suite
+
+    def fails(world, params):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(suite, "_STREAMS", (("taehv", 2),))
+    monkeypatch.setattr(suite, "decoder_forms", fails)
+    flags = ("--suite", "gpu", "--model", "nano", "--chunks", "5", "--attention", "tiled")
+    code, out, err = mgjax("bench", *flags)
+    assert (code, out) == (2, "")
+    assert "--out" in err
+    code, out, _ = mgjax("bench", *flags, "--out", tmp_path / "suite")
+    report = json.loads((tmp_path / "suite" / "suite.json").read_text())
+    assert code == 1
+    assert report["decoder forms"]["error"] == "RuntimeError: no memory"
+    assert "decoder forms: RuntimeError: no memory" in out
+    stream = report["taehv, 2 streams"]
+    assert stream["compilations_after_warm_up"] == 0
+    assert set(stream["part_s"]) == {"sample", "decode", "commit"}
+    parts = stream["part_s"]
+    assert stream["fps_dit"] == pytest.approx(24 / (parts["sample"] + parts["commit"]))
+    assert report["ceilings"]["product_flops_per_s"] > 1e9
+    assert 0 < report["attention"]["relative_l2"] < 1e-4  # float32 sums in tiles; not the same program
+    monkeypatch.setattr(suite, "_STREAMS", ())
+    from mgjax import loading
+
+    found = loading.find("nano", random_weights=True).choose("float32", "xla")
+    late = suite.measure(found, tmp_path, seconds=-1.0, notify=lambda name: None)
+    assert late["ceilings"]["left_out"] == "-1 s were over"

@@ -8,8 +8,10 @@ import pytest
 from mgjax import train_config
 from mgjax.cli import main
 from mgjax.commands._config import read_config
+from mgjax.config import LinearConfig
 from mgjax.errors import InputError
 from mgjax.models import dit
+from mgjax.train.run.plan import shapes_before
 from mgjax.train.stages import make_stage
 from mgjax.train_config import fingerprint
 
@@ -25,7 +27,8 @@ def test_every_config_makes_its_stages(path):
         stage = make_stage(name, cfg)
         assert stage.batch_spec(stage_cfg.batch)
         if name in ("vae", "foundation"):
-            state = jax.eval_shape(lambda key, stage=stage: stage.init(key, {}), jax.random.key(0))
+            given = shapes_before(cfg, name) if isinstance(cfg.world.vae, LinearConfig) else {}
+            state = jax.eval_shape(stage.init, jax.random.key(0), given)
             assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) > 10_000
 
 
@@ -119,7 +122,7 @@ def test_stages_that_would_not_train_all_they_should_are_refused(override, sente
 @pytest.mark.parametrize("command", ["train", "plan"])
 def test_a_stage_that_does_not_fit_its_world_is_one_sentence(mgjax_process, command):
     config = next(path for path in CONFIGS if path.stem == "rooms")
-    result = mgjax_process(command, config, "--stage", "vae", "vae.steps=3")
+    result = mgjax_process(command, config, "--stage", "vae", "world.vae.refine_layers=0")
     assert result.returncode == 2
     assert f"mgjax {command}: stage vae: the pictures of rooms are coded linearly" in result.stderr
     assert "Traceback" not in result.stderr
@@ -173,3 +176,13 @@ def test_the_fingerprint_knows_what_decides_the_numbers():
     assert len({of(override) for override in decisive} | {of()}) == 5
     assert of("data.path=here") == of("data.path=there") != of()  # a folder that was moved
     assert tuple(cfg.stages()) == train_config.STAGES
+
+
+def test_what_refines_a_code_wants_one(mgjax_process):
+    config = next(path for path in CONFIGS if path.stem == "rooms")
+    result = mgjax_process("train", config, "--stage", "vae", "data.path=none", "--out", "unused")
+    assert result.returncode == 2
+    assert "stage vae refines a linear code, which `mgjax data code` fits" in result.stderr
+    plan = mgjax_process("plan", config, "--stage", "vae")
+    assert plan.returncode == 0
+    assert "vae" in plan.stdout

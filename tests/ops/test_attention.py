@@ -1,9 +1,13 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mgjax.ops.attention import attention, by_frames
+from mgjax.config import preset
+from mgjax.models.masks import teacher_forcing
+from mgjax.ops.attention import attention, by_frames, by_mask
 
 
 def _inputs(b=2, n=6, s=10, k=3, e=8):
@@ -97,3 +101,18 @@ def test_by_frames_equals_a_dense_mask_of_tokens(mask):
     dense = np.kron(allowed, np.ones((tokens, tokens), bool))
     theirs = jax.nn.dot_product_attention(flat(q), flat(key), flat(v), mask=jnp.asarray(dense))
     np.testing.assert_allclose(flat(ours), theirs, atol=2e-6)
+
+
+def test_a_masked_call_is_the_calls_of_what_each_frame_sees():
+    """Under the mask of teacher forcing with a window: past its beginning it hides old frames too."""
+    cfg = dataclasses.replace(preset("rooms").dit, chunk=1, window=3)
+    mask = teacher_forcing(cfg, 8)
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, 16, 5, 3, 8)), jnp.float32) for _ in range(3))
+
+    def dense(q, k, v):
+        flat = (x.reshape(2, -1, 3, 8) for x in (q, k, v))
+        return attention(*flat).reshape(q.shape)
+
+    masked = by_mask(q, k, v, mask, "xla")
+    np.testing.assert_allclose(masked, by_frames(dense, mask, q, k, v), atol=3e-6)  # float32 sums of 80 terms

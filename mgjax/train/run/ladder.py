@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mgjax import checkpoint, sharding
-from mgjax.config import VAEConfig, WorldConfig
+from mgjax.config import LinearConfig, VAEConfig, WorldConfig
 from mgjax.data.store.schema import Schema, check_same_mouse, dumps, loads
 from mgjax.errors import InputError
 from mgjax.eval import verdict
@@ -77,7 +77,7 @@ def train_stage(cfg: TrainConfig, name: str, out: Path, *, resume: bool) -> bool
     state, finished = loop.run(job, cfg.run, folder, resume=resume)
     if finished:
         exported = jax.jit(stage.export)(state)
-        if name == "vae":
+        if name == "vae" and isinstance(cfg.world.vae, VAEConfig):
             found = measure_latents(cfg, exported["vae"], make_feed, mesh)
             cfg = dataclasses.replace(cfg, world=dataclasses.replace(cfg.world, vae=found))
         write_weights(cfg, name, exported, parents, result, schema)
@@ -110,7 +110,8 @@ def find_parents(cfg: TrainConfig, name: str, out: Path) -> dict[str, Path]:
     beside it.
 
     Raises:
-        InputError: an earlier stage of the ladder has not been trained, or the teacher is nowhere.
+        InputError: an earlier stage of the ladder has not been trained, or the teacher or the code that is to be
+            refined is nowhere.
     """
     before = []
     for stage in cfg.stages():
@@ -138,6 +139,9 @@ def find_parents(cfg: TrainConfig, name: str, out: Path) -> dict[str, Path]:
         parents["teacher"] = out / "foundation" / "weights"
     elif cfg.teacher:
         parents["teacher"] = Path(cfg.teacher)
+    code = cfg.world.vae if isinstance(cfg.world.vae, LinearConfig) else None
+    if name == "vae" and code and code.refine_layers and "vae" not in parents:
+        raise InputError("stage vae refines a linear code, which `mgjax data code` fits: give that as `weights`")
     if "teacher" in RECORDS[name].needs and "teacher" not in parents:
         raise InputError(f"stage {name} needs a foundation stage in the ladder, or the config's `teacher`")
     return parents

@@ -95,7 +95,9 @@ def plan_stage(cfg: TrainConfig, name: str, mesh: Mesh, attention: str | None = 
 def shapes_before(cfg: TrainConfig, name: str) -> dict:
     """Shapes of what a stage starts from, as in a run."""
     layers = (cfg.foundation or FoundationStage()).num_action_layers
-    net = cfg.world.dit if layers is None else dataclasses.replace(cfg.world.dit, num_action_layers=layers)
+    net = cfg.world.dit
+    if layers is not None:
+        net = dataclasses.replace(net, num_action_layers=min(layers, net.num_layers))
     teacher = jax.eval_shape(lambda key: dit.init(key, net), jax.random.key(0))
     shapes = {
         "vae": jax.eval_shape(lambda key: codecs.init(key, cfg.world.vae), jax.random.key(0)),

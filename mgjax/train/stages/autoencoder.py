@@ -2,6 +2,8 @@
 
 "vae": encoder and decoder of the causal VAE, with z = mean + exp(log_variance / 2) noise and x' = decode(z):
 (1) L = |x' - x| + w_kl KL(z | N(0, 1)) + w_sharp sum over scales |grad x' - grad x|
+and of a linear code, whose encoder is fitted and stays, its refining decoder, of latents z' = encode(x) + 0.1 noise:
+    L = |x' - x| + w_sharp sum over scales |grad x' - grad x| + 2 (x' - x)^2
 "taehv": the small fast autoencoder of a frozen VAE's latent space, with z = encode(x) of that VAE:
 (2) L = |x' - x| + w_sharp sum over scales |grad x' - grad x| + (z' - z)^2
 
@@ -18,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mgjax.config import VAEConfig, WorldConfig
-from mgjax.models import taehv, vae
+from mgjax.config import LinearConfig, VAEConfig, WorldConfig
+from mgjax.models import linear, taehv, vae
 from mgjax.train.parts.network import cast
 from mgjax.train.parts.optim import gradients, make_optimizer, start_ema, update, update_ema
 from mgjax.train.stage import Stage, TrainState, fold
@@ -27,6 +29,7 @@ from mgjax.train_config import VAEStage
 from mgjax.types import VideoBatch
 
 _SCALES = 3
+_NOISE = 0.1  # of the latents that a refining decoder learns from: those of a world are not exact
 
 
 class Statistics(NamedTuple):
@@ -76,9 +79,11 @@ def make_stage(cfg: VAEStage, world: WorldConfig) -> Stage:
     """Stage "vae", on `VideoBatch`es.
 
     Raises:
-        ValueError: the world's pictures are coded linearly, the crop does not fit the picture or is not whole latents,
-            or the clips are too short.
+        ValueError: the world's pictures are coded linearly and nothing refines them, the crop does not fit the picture
+            or is not whole latents, or the clips are too short.
     """
+    if isinstance(world.vae, LinearConfig) and world.vae.refine_layers:
+        return _make_refining_stage(cfg, world, world.vae)
     dtype, net = jnp.dtype(cfg.dtype), _network(world)
 
     def draw(state, batch):
@@ -111,6 +116,41 @@ def make_stage(cfg: VAEStage, world: WorldConfig) -> Stage:
         return params, {}
 
     return _stage(cfg, world, "vae", start, draw, loss, evaluate)
+
+
+def _make_refining_stage(cfg: VAEStage, world: WorldConfig, net: LinearConfig) -> Stage:
+    """Trains the decoder of a linear code, which `pretrained["vae"]` is."""
+    dtype = jnp.dtype(cfg.dtype)
+
+    def draw(state, batch):
+        latents = 1 + (batch.video.shape[1] - 1) // net.frames
+        shape = len(batch.video), latents, world.dit.latent_height, world.dit.latent_width, net.latent_channels
+        return _NOISE * jax.random.normal(fold(state, "noise"), shape)
+
+    def decoded(params, state, video, noise=0.0):
+        z = linear.encode(state.base, net, video, dtype=dtype) + noise
+        return linear.pixels(cast(params, dtype)["decoder"], net, z, dtype=dtype)[:, net.frames - 1 :]
+
+    def loss(params, state, piece):
+        batch, noise = piece
+        made = decoded(params, state, batch.video, noise)
+        terms = {
+            "reconstruction": jnp.abs(made - batch.video).mean(),
+            "squared": jnp.square(made - batch.video).mean(),
+            "sharpness": sharpness(made, batch.video),
+        }
+        value = terms["reconstruction"] + 2 * terms["squared"] + cfg.sharpness_weight * terms["sharpness"]
+        return value, terms
+
+    def evaluate(params, state, batch):
+        return _quality(jnp.clip(decoded(params, state, batch.video), -1, 1), batch.video)
+
+    def start(key, pretrained):
+        given = pretrained["vae"]
+        return {"decoder": given["decoder"]}, {"base": jax.tree.map(jnp.copy, {"encoder": given["encoder"]})}
+
+    stage = _stage(cfg, world, "vae", start, draw, loss, evaluate)
+    return stage._replace(export=lambda state: {"vae": {**stage.export(state)["vae"], **state.base}})
 
 
 def make_taehv_stage(cfg: VAEStage, world: WorldConfig) -> Stage:
@@ -160,8 +200,8 @@ def _quality(made, video):
 
 def _stage(cfg: VAEStage, world: WorldConfig, name: str, start, draw, loss, evaluate) -> Stage:
     optimizer = make_optimizer(cfg.optimizer, cfg.steps)
-    net = _network(world)
-    stride, least = net.temporal_stride, vae.trained_latents(net)
+    net = world.vae
+    stride, least = net.temporal_stride, vae.trained_latents(net) if isinstance(net, VAEConfig) else 2
     if cfg.frames % stride != 1 % stride or (cfg.frames - 1) // stride + 1 < least:
         raise ValueError(
             f"clips of {cfg.frames} frames do not train every weight of this autoencoder: give {stride} n + 1 frames,"
@@ -169,7 +209,7 @@ def _stage(cfg: VAEStage, world: WorldConfig, name: str, start, draw, loss, eval
         )
     if cfg.crop is not None:
         for side, whole in zip(cfg.crop, (world.height, world.width), strict=True):
-            if not 0 < side <= whole or side % net.spatial_stride:
+            if not 0 < side <= whole or side % _network(world).spatial_stride:
                 raise ValueError(f"a crop of {side} pixels in {whole} is not whole latents")
 
     def init(key, pretrained):

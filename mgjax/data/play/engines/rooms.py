@@ -1,9 +1,10 @@
 """A level of this project's own: rooms in a square, joined by doorways, each with walls, floor and post of its colours.
 
 It is made for small worlds: nothing in it is noise, every wall is a ramp of colours from end to end, so that a picture
-tells where it was taken, and the same picture comes again wherever the player stands there again. The level is written
-as a WAD with its own palette and textures; nothing in it comes from another game. Format: a PWAD of lumps, the map as
-UDMF text (its nodes are built by the game), textures as PNG between TX_START and TX_END.
+tells where it was taken, and the same picture comes again wherever the player stands there again. Every second stripe
+of a wall is lighter and floors are chequered: whoever moves sees it, also with a wall before his eyes. The level is
+written as a WAD with its own palette and textures; nothing in it comes from another game. Format: a PWAD of lumps, the
+map as UDMF text (its nodes are built by the game), textures as PNG between TX_START and TX_END.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ from PIL import Image
 NAME = "rooms"
 SIDE, WALL, DOOR, POST, HEIGHT = 384, 32, 128, 64, 96  # map units; the player is 32 wide and 56 high
 STRIPES = 12  # plain stripes of a wall's ramp
+CHECK = 64  # side of a floor's squares
 _HUES = (0.00, 0.30, 0.58, 0.12)  # red, green, blue and yellow rooms
 _GRID = 2
+
+
+Colour = tuple[int, int, int]
 
 
 class Line(NamedTuple):
@@ -37,8 +42,8 @@ class Line(NamedTuple):
 
 def wad() -> bytes:
     """The level as a WAD whose only map is MAP01; the same bytes every time."""
-    colours: dict[tuple[int, int, int], int] = {}
-    textures = [(name, _png(columns, colours)) for name, columns in _textures()]
+    colours: dict[Colour, int] = {}
+    textures = [(name, _png(pixels, colours)) for name, pixels in _textures()]
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(colours)] = list(colours)
     lumps = [("PLAYPAL", palette.tobytes() * 14), ("TX_START", b"")]
@@ -50,34 +55,45 @@ def wad() -> bytes:
     return struct.pack("<4sII", b"PWAD", len(lumps), 12 + len(body)) + body + directory
 
 
-def _colour(hue: float, lightness: float, saturation: float) -> tuple[int, int, int]:
+def _colour(hue: float, lightness: float, saturation: float) -> Colour:
     red, green, blue = (round(255 * part) for part in colorsys.hls_to_rgb(hue % 1.0, lightness, saturation))
     return red, green, blue
 
 
-def _textures() -> Iterator[tuple[str, list[tuple[int, int, int]]]]:
-    """Name and colours, from left to right, of every texture; walls go clockwise from west."""
+def _textures() -> Iterator[tuple[str, np.ndarray]]:
+    """Name and pixels [h, w, 3] of every texture, a unit each; walls go clockwise from west."""
     for room, hue in enumerate(_HUES):
         for wall in range(4):
             turn, light = ((-0.07, 0.40), (0.0, 0.66), (0.05, 0.50), (0.0, 0.30))[wall]
-            ramp = np.linspace(-1, 1, STRIPES)
-            yield f"W{room}{wall}", [_colour(hue + turn + 0.035 * x, light + 0.10 * x, 0.85) for x in ramp]
+            places = enumerate(np.linspace(-1, 1, STRIPES))
+            lights = [(x, light + 0.08 * x + (0.07 if i % 2 else -0.07)) for i, x in places]
+            yield f"W{room}{wall}", _tall([_colour(hue + turn + 0.035 * x, level, 0.85) for x, level in lights], HEIGHT)
         for wall in range(4):
-            yield f"P{room}{wall}", [_colour(hue + 0.5, (0.25, 0.75, 0.5, 0.9)[wall], 0.9)]
-        yield f"F{room}", [_colour(hue, 0.16, 0.35)]
-        yield f"C{room}", [_colour(hue, 0.86, 0.30)]
-    yield "JAMB", [(250, 250, 250)]
-    yield f"F{_GRID**2}", [(60, 60, 60)]
-    yield f"C{_GRID**2}", [(200, 200, 200)]
+            light = (0.25, 0.75, 0.5, 0.85)[wall]
+            yield f"P{room}{wall}", _tall([_colour(hue + 0.5, light + step, 0.9) for step in (-0.07, 0.07)], HEIGHT)
+        yield f"F{room}", _chequered(_colour(hue, 0.14, 0.35), _colour(hue, 0.24, 0.35))
+        yield f"C{room}", _tall([_colour(hue, 0.86, 0.30)], 64)
+    yield "JAMB", _tall([(250, 250, 250)], 64)
+    yield f"F{_GRID**2}", _tall([(60, 60, 60)], 64)
+    yield f"C{_GRID**2}", _tall([(200, 200, 200)], 64)
 
 
-def _png(columns: list[tuple[int, int, int]], colours: dict) -> bytes:
-    for colour in columns:
+def _tall(stripes: list[Colour], height: int) -> np.ndarray:
+    """Upright stripes from left to right, of a whole wall, of a post's side or, where there is one, of 64 units."""
+    width = {1: 64, 2: POST // 2, STRIPES: SIDE // STRIPES}[len(stripes)]
+    return np.tile(np.repeat(np.array(stripes, np.uint8), width, 0), (height, 1, 1))
+
+
+def _chequered(dark: Colour, light: Colour) -> np.ndarray:
+    squares = np.array([[dark, light], [light, dark]], np.uint8)
+    return squares.repeat(CHECK, 0).repeat(CHECK, 1)
+
+
+def _png(pixels: np.ndarray, colours: dict[Colour, int]) -> bytes:
+    for colour in map(tuple, np.unique(pixels.reshape(-1, 3), axis=0).tolist()):
         colours.setdefault(colour, len(colours))
-    width = SIDE if len(columns) > 1 else 64
-    row = np.repeat(np.array(columns, np.uint8), width // len(columns), axis=0)
     with io.BytesIO() as file:
-        Image.fromarray(np.broadcast_to(row, (HEIGHT if width == SIDE else 64, *row.shape)).copy()).save(file, "PNG")
+        Image.fromarray(pixels).save(file, "PNG")
         return file.getvalue()
 
 
