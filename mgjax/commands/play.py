@@ -110,8 +110,7 @@ def main(
 
 def _note(found) -> str:
     notes = {
-        "rooms": "A small network's memory of a Doom level, trained on two CPU cores: blurred, and it forgets what is"
-        " out of sight for a second or two.",
+        "rooms": "A small network's memory of a Doom level of four rooms. It obeys; where one stands it loses in time.",
         "nano": "A toy: discs that the mouse pans and a square that the keys move.",
     }
     if found.random:

@@ -62,9 +62,12 @@ def slots(cfg: DiTConfig, position: Int[Array, " b"], frames: int) -> Int[Array,
 
 
 def write(
-    ring: Float[Array, "b u *rest"], new: Float[Array, "b t *rest"], where: Int[Array, "b t"]
+    cfg: DiTConfig, ring: Float[Array, "b u *rest"], new: Float[Array, "b t *rest"], position: Int[Array, " b"]
 ) -> Float[Array, "b u *rest"]:
-    """`ring` with the frames of `new` at the slots `where`; a slot past the end is not written."""
+    """`ring` with the frames of `new` at their `slots`: a chunk, which begins at a multiple of its length."""
+    frames = new.shape[1]
+    if not cfg.sink and frames % max(cfg.past, 1) == 0:  # every slot is written anew, in order, at any such position
+        return new[:, frames - cfg.past :].astype(ring.dtype)
     # A map over the batch, not indices of its rows: these the partitioner would gather on every device.
     put = jax.vmap(lambda ring, new, where: ring.at[where].set(new, mode="drop"))
-    return put(ring, new.astype(ring.dtype), where)
+    return put(ring, new.astype(ring.dtype), slots(cfg, position, frames))

@@ -10,6 +10,7 @@ Reading the cache (denoise) and writing it (commit) are different functions. Tra
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -21,7 +22,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mgjax.config import AttentionKind, DiTConfig
 from mgjax.models.block import Block
-from mgjax.models.cache import KV, BlockKV, empty, filled, slots, write
+from mgjax.models.cache import KV, BlockKV, empty, filled, write
 from mgjax.models.context import Context, Sight
 from mgjax.models.layers import Dense, Norm, apply, create
 from mgjax.ops.norms import layer_norm
@@ -294,9 +295,9 @@ def commit(
     """The cache with the keys and values of a finished chunk `x`: clean latents at timestep 0, or noised ones at the
     timestep of their noise."""
     _, _, own = _run(params, cfg, x, jnp.full((1, 1), timestep, jnp.float32), chunk, dtype, attention)
-    where = slots(cfg, chunk.position, x.shape[1])
-    put = jax.vmap(write, (1, 1, None), 1) if isinstance(own, dict) else write
-    return jax.tree.map(lambda ring, new: put(ring, new, where), chunk.cache, own)
+    put = partial(write, cfg, position=chunk.position)
+    put = jax.vmap(put, 1, 1) if isinstance(own, dict) else put
+    return jax.tree.map(put, chunk.cache, own)
 
 
 def activations(params: dict, cfg: DiTConfig, x: Array, timestep: Array, chunk: Chunk, dtype) -> dict[str, Array]:

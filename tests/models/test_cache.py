@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from mgjax.config import DiTConfig
-from mgjax.models.cache import filled, slots, write
+from mgjax.models.cache import filled, write
 
 
 def _dit(window, sink=0, chunk=3):
@@ -20,7 +20,7 @@ def test_ring_holds_the_sink_and_the_newest_frames(window, sink, chunk):
     for start in range(0, 10 * chunk, chunk):
         frames = jnp.arange(start, start + chunk, dtype=jnp.float32).reshape(1, chunk, 1, 1, 1)
         position = jnp.array([start])
-        ring = write(ring, frames, slots(cfg, position, chunk))
+        ring = write(cfg, ring, frames, position)
         end = start + chunk
         kept = [*range(min(sink, end)), *range(max(sink, end - (cfg.past - sink)), end)]
         held = int(filled(cfg, position + chunk)[0])
@@ -30,5 +30,5 @@ def test_ring_holds_the_sink_and_the_newest_frames(window, sink, chunk):
 def test_rows_at_different_places_write_their_own_slots():
     cfg = _dit(7)
     ring, new = jnp.zeros((2, cfg.past, 1, 1, 1)), jnp.ones((2, 3, 1, 1, 1))
-    out = write(ring, new, slots(cfg, jnp.array([0, 3]), 3))[:, :, 0, 0, 0]
+    out = write(cfg, ring, new, jnp.array([0, 3]))[:, :, 0, 0, 0]
     assert out.tolist() == [[1, 1, 1, 0], [1, 1, 0, 1]]
