@@ -11,8 +11,9 @@
 
 Stage vae trains what sharpens the pictures of the linear code, stage causal the world: from a past in noise, two fifths
 of it the network's own prediction, at the three levels of noise that it is sampled with; nothing is distilled.
-Expect on an H200, with causal.attention=cudnn: 444 steps a second of vae, 45 of causal. On two CPU cores take
-data.resident=False vae.batch=4 causal.batch=8: 6 and 1 steps a second. docs/rooms.md has what came of it.
+Expect on an H200, with causal.attention=cudnn: 421 steps a second of vae, 45 of causal. On two CPU cores take
+vae.batch=4 causal.batch=4: 6 and 1.4 steps a second; recordings that do not fit into memory want data.resident=False.
+docs/rooms.md has what came of it.
 """
 
 from mgjax.config import preset

@@ -28,11 +28,11 @@ from mgjax.errors import InputError
 
 VIDEO_SUFFIXES = (
     ".mp4", ".mov", ".m4v", ".3gp", ".mkv", ".webm", ".avi", ".flv", ".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".wmv",
-    ".ogv", ".mxf", ".gif",
+    ".ogv", ".mxf", ".gif", ".y4m",
 )  # fmt: skip
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".exr", ".bmp", ".tif", ".tiff", ".webp")
 # Containers that hold their own frames: FFmpeg would follow the addresses in a playlist.
-_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg,mxf,gif"
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg,mxf,gif,yuv4mpegpipe"
 _PICTURES = "image2,png_pipe,jpeg_pipe,exr_pipe,bmp_pipe,tiff_pipe,webp_pipe"
 _OPTIONS = {"protocol_whitelist": "file"}
 # Rates that a measured one is taken to be when it is nearer than _SNAP; halves of whole numbers besides.

@@ -30,6 +30,18 @@ def test_any_container(tmp_path, name, codec, capfd):
     assert capfd.readouterr() == ("", "")  # FFmpeg has a word for each picture of some codecs
 
 
+def test_video_without_a_container(tmp_path):
+    """A stream of YUV4MPEG2, which is pictures and a rate: they come in order."""
+    (tmp_path / "in").mkdir()
+    frames = b"".join(b"FRAME\n" + bytes([16 + 6 * k] * 48 * 64 + [128] * 2 * 48 * 64) for k in range(FRAMES))
+    (tmp_path / "in" / "a.y4m").write_bytes(b"YUV4MPEG2 W64 H48 F10:1 Ip C444\n" + frames)
+    write_rows(tmp_path / "in" / "a.csv")
+    assert refusal(tmp_path / "in", tmp_path / "out") == ""
+    dataset = Dataset(tmp_path / "out")
+    seen = np.concatenate([dataset.read(index).frames for index in range(len(dataset))]).mean((1, 2, 3))
+    np.testing.assert_allclose(np.diff(seen), 6 * 255 / 219, atol=1.5)  # video levels to full ones, rounded
+
+
 def test_edit_lists_hide_pictures(tmp_path):
     """What `ffmpeg -ss 0.35 -c copy` and phones write: 40 pictures in the file, of which 33 are shown."""
     source = write_video(tmp_path / "whole.mp4", range(40), options={"bf": "0", "g": "40"})
