@@ -39,15 +39,26 @@ def run(*words) -> None:
 
 @pytest.mark.slow
 def test_rooms_is_trained_by_its_commands(data, tmp_path, capsys):
-    """A code, two steps of a shallow network, and weights that make a video; a validation loss of the one level."""
+    """A code, two steps of what refines it and of a shallow network, and weights that make a video; a validation loss
+    of every level that it is sampled at."""
     code, out = tmp_path / "code", tmp_path / "run"
     run("data", "code", data, "--out", code, "--blocks", "300")
     assert "a code of 256 numbers a block" in capsys.readouterr().out
     assert checkpoint.components(code) == ("vae",)
-    small = ("causal.steps=2", "causal.batch=2", "causal.latents=3", "world.dit.num_layers=1", "run.control_clips=0")
+    small = (
+        "vae.steps=2",
+        "vae.batch=2",
+        "causal.steps=2",
+        "causal.batch=2",
+        "causal.latents=3",
+        "world.dit.num_layers=1",
+        "run.control_clips=0",
+        "world.fps=12",
+    )
     given = (f"data.path={data}", f"data.validation_path={data}", f"weights={code}")
     run("train", CONFIG, *small, *given, "--out", out)
-    assert "loss_t1000" in (out / "causal" / "metrics.jsonl").read_text()
+    log = (out / "causal" / "metrics.jsonl").read_text()
+    assert all(f"loss_t{level}" in log for level in (1000, 600, 250))
     model = mgjax.load(out / "causal" / "weights")
     frames = list(model.start(Dataset(data).read(0, 0, 1).frames[0]).play("w:9"))
     assert (len(frames), frames[9].shape) == (13, (64, 96, 3))  # whole chunks
