@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 import mgjax
 from mgjax.cli import main
 
@@ -13,8 +15,7 @@ def test_it_is_imported_and_pictures_and_rows_belong_together(tmp_path, capsys):
     assert {path.name for path in EXAMPLE.iterdir()} == {"README.md", "freedoom.mp4", "freedoom.events.jsonl"}
     bring = ("data", "import", EXAMPLE, "--format", "events", "--schema", SCHEMA, "--size", "64x96", "--fps", "12")
     for words in ((*bring, "--clip-frames", "33", "--out", tmp_path / "set"), ("data", "check", tmp_path / "set")):
-        try:
+        with pytest.raises(SystemExit) as end:
             main([str(word) for word in words])
-        except SystemExit as end:
-            assert end.code == 0, capsys.readouterr()
+        assert end.value.code == 0
     assert "best lag +0" in capsys.readouterr().out
