@@ -42,7 +42,7 @@ world = WorldConfig(
 )
 common = dict(batch=8, dtype="float32", optimizer=T.OptimizerConfig(learning_rate=1e-3, eps=1e-3))
 stage_cfg = {
-    "vae": lambda: T.VAEStage(frames=5, **common),
+    "vae": lambda: T.VAEStage(frames=13, **common),
     "foundation": lambda: T.FoundationStage(latents=6, num_action_layers=None, **common),
     "causal": lambda: T.CausalStage(latents=6, **common),
     "few_step": lambda: T.FewStepStage(latents=6, grid=6, **common),
