@@ -6,6 +6,7 @@ numbers of its windows. The memory is that of the pictures, a gigabyte for 58,00
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -44,8 +45,9 @@ class ResidentFeed:
         clips = Clips(folders, length, cfg)
         whole = _read(clips, threads)
         lengths = np.array([len(clip.frames) for clip in whole])
-        self._first, self._room = np.cumsum(lengths) - lengths, lengths - length + 1
-        self._seed, self._batch, self._position, self._given = seed, batch, 0, given
+        first, room = np.cumsum(lengths) - lengths, lengths - length + 1
+        self._starts = functools.lru_cache(2)(functools.partial(_epoch_starts, first, room, seed))
+        self._clips, self._batch, self._position, self._given = len(whole), batch, 0, given
         size = whole[0].frames.shape[1:]
         device = jax.local_devices()[0]
         stats = device.memory_stats() or {}
@@ -64,25 +66,23 @@ class ResidentFeed:
         self._cut = cut
 
     def __next__(self) -> Any:
-        places = self._position + np.arange(self._batch)
+        places = range(self._position, self._position + self._batch)
+        starts = [self._starts(place // self._clips)[place % self._clips] for place in places]
         self._position += self._batch
-        return self._cut(self._given, self._held, np.asarray([self._start(place) for place in places], np.int32))
-
-    def _start(self, place: int) -> int:
-        """The first frame of the window at `place` of the endless order."""
-        count = len(self._first)
-        epoch, index = divmod(int(place), count)
-        if getattr(self, "_epoch", None) != epoch:
-            rng = np.random.default_rng((self._seed, epoch))
-            self._epoch, self._order = epoch, rng.permutation(count)
-            self._offsets = (rng.random(count) * self._room[self._order]).astype(np.int64)
-        return int(self._first[self._order[index]] + self._offsets[index])
+        return self._cut(self._given, self._held, np.asarray(starts, np.int32))
 
     def get_state(self) -> dict:
         return {"position": self._position}
 
     def set_state(self, state: dict) -> None:
         self._position = int(state["position"])
+
+
+def _epoch_starts(first: np.ndarray, room: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """The first frames of an epoch's windows, in its order: one of each clip, at one of the `room` places in it."""
+    rng = np.random.default_rng((seed, epoch))
+    order = rng.permutation(len(first))
+    return first[order] + (rng.random(len(first)) * room[order]).astype(np.int64)
 
 
 def _read(clips: Clips, threads: int) -> list[Window]:

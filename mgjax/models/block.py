@@ -58,16 +58,16 @@ class Attention(nn.Module):
         def tokens(x):
             return x.reshape(x.shape[0], -1, *x.shape[-2:])
 
-        def implemented(q, k, v, length=None):
-            return attention(q, k, v, length, self.kind)
+        def on_devices(attend, q, k, v, *length):
+            return layout.local(attend)(tokens(q), tokens(k), tokens(v), *length).reshape(q.shape)
 
         def dense(q, k, v):
-            return layout.local(implemented)(tokens(q), tokens(k), tokens(v), *length).reshape(q.shape)
+            return on_devices(lambda q, k, v, length=None: attention(q, k, v, length, self.kind), q, k, v, *length)
 
         if sight.mask is None:
             out = dense(q, *kv)
         elif self.kind == "cudnn" and kv.k.shape[1] * kv.k.shape[2] <= _SHORT:
-            out = layout.local(lambda q, k, v: by_mask(q, k, v, sight.mask))(q, *kv)
+            out = on_devices(lambda q, k, v: by_mask(q, k, v, sight.mask), q, *kv)
         else:
             out = by_frames(dense, sight.mask, q, *kv)
         return self.o(out.reshape(*out.shape[:-2], self.cfg.dim))

@@ -50,19 +50,19 @@ def attention(
 
 
 def by_mask(
-    q: Float[Array, "b t s k e"],
-    k: Float[Array, "b u s k e"],
-    v: Float[Array, "b u s k e"],
+    q: Float[Array, "b n k e"],
+    k: Float[Array, "b s k e"],
+    v: Float[Array, "b s k e"],
     mask: np.ndarray,
     implementation: Literal["cudnn", "xla"] = "cudnn",
-) -> Float[Array, "b t s k e"]:
-    """Attention of frames to those that `mask` [t, u] (static) shows them, in one call of JAX's.
+) -> Float[Array, "b n k e"]:
+    """Attention of the tokens of t frames to those of the u frames that `mask` [t, u] (static) shows them, in one call.
 
     It computes what is hidden too: for short sequences, of which `by_frames` makes many small calls.
     """
-    tokens = np.repeat(np.repeat(mask, q.shape[2], 0), k.shape[2], 1)[None, None]
-    flat = (x.reshape(x.shape[0], -1, *x.shape[-2:]) for x in (q, k, v))
-    return jax.nn.dot_product_attention(*flat, mask=jnp.asarray(tokens), implementation=implementation).reshape(q.shape)
+    rows, columns = mask.shape
+    tokens = np.repeat(np.repeat(mask, q.shape[1] // rows, 0), k.shape[1] // columns, 1)[None, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=jnp.asarray(tokens), implementation=implementation)
 
 
 def by_frames(

@@ -29,6 +29,8 @@ def heads(x: Float[Array, "b *s k e"]) -> Float[Array, "b *s k e"]:
 def local(attend: Callable[..., Array]) -> Callable[..., Array]:
     """`attend(q, k, v, *rows)` by every device on its own rows and heads: q, k, v [b, n, heads, e], `rows` [b].
 
+    Tokens of frames are one axis here: of five axes it would take the third, the tokens of a frame, for the heads.
+
     Without it the partitioner cuts through the loops of an attention in tiles, and every device computes all of it.
     """
 
@@ -36,6 +38,7 @@ def local(attend: Callable[..., Array]) -> Callable[..., Array]:
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty:
             return attend(q, k, v, *rows)
+        assert q.ndim == 4, q.shape
         batch, heads = fit(BATCH, q.shape[0], mesh), fit(("context", "tensor"), q.shape[2], mesh)
         whole = PartitionSpec(batch, None, heads)
         specs = whole, whole, whole, *(PartitionSpec(batch) for _ in rows)

@@ -1,4 +1,7 @@
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -114,5 +117,12 @@ def test_a_masked_call_is_the_calls_of_what_each_frame_sees():
         flat = (x.reshape(2, -1, 3, 8) for x in (q, k, v))
         return attention(*flat).reshape(q.shape)
 
-    masked = by_mask(q, k, v, mask, "xla")
+    masked = by_mask(*(x.reshape(2, -1, 3, 8) for x in (q, k, v)), mask, "xla").reshape(q.shape)
     np.testing.assert_allclose(masked, by_frames(dense, mask, q, k, v), atol=3e-6)  # float32 sums of 80 terms
+
+
+def test_a_masked_call_on_a_mesh_is_that_of_one_device():
+    """In a process of its own, since devices are counted when JAX starts."""
+    script = Path(__file__).with_name("masked_on_a_mesh.py")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
