@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from mgjax.traces import traced_once
 from mgjax.types import StreamState
 
 
@@ -33,18 +34,20 @@ class Programs(NamedTuple):
 
 
 @functools.cache
-def programs(kind: type) -> Programs:
-    """The compiled methods of the class `kind`, for this process's default backend."""
+def programs(kind: type, *, trace_once: bool = True) -> Programs:
+    """The compiled methods of the class `kind`, for this process's default backend. With `trace_once` their traces are
+    kept on disk (`mgjax.traces`), for methods that are long to trace."""
     options = {"compiler_options": memory_order(jax.default_backend())}
+    once = traced_once if trace_once else lambda method, static=(): method
     return Programs(
-        encode=jax.jit(kind.encode, static_argnums=(0, 3)),
-        encode_video=jax.jit(kind.encode_video, static_argnums=0),
-        begin=jax.jit(kind.begin, static_argnums=0),
-        sample=jax.jit(kind.sample, static_argnums=0, **options),
-        decode=jax.jit(kind.decode, static_argnums=0, donate_argnums=4, **options),
-        commit=jax.jit(kind.commit, static_argnums=0, donate_argnums=2, **options),
-        chunk_step=jax.jit(kind.chunk_step, static_argnums=0, donate_argnums=2, **options),
-        prefill=jax.jit(kind.prefill, static_argnums=0, donate_argnums=2, **options),
+        encode=jax.jit(once(kind.encode, (0, 3)), static_argnums=(0, 3)),
+        encode_video=jax.jit(once(kind.encode_video), static_argnums=0),
+        begin=jax.jit(once(kind.begin), static_argnums=0),
+        sample=jax.jit(once(kind.sample), static_argnums=0, **options),
+        decode=jax.jit(once(kind.decode), static_argnums=0, donate_argnums=4, **options),
+        commit=jax.jit(once(kind.commit), static_argnums=0, donate_argnums=2, **options),
+        chunk_step=jax.jit(once(kind.chunk_step), static_argnums=0, donate_argnums=2, **options),
+        prefill=jax.jit(once(kind.prefill), static_argnums=0, donate_argnums=2, **options),
         replace=jax.jit(replace_row, donate_argnums=0),
         take=jax.jit(take_rows),
     )

@@ -70,7 +70,7 @@ class ExportedWorld:
 
     def programs(self) -> Programs:
         """The methods, compiled; one set for all artefacts of this process."""
-        return programs(ExportedWorld)
+        return programs(ExportedWorld, trace_once=False)
 
     def encode(self, params: dict, image: jax.Array, horizon: int | None = None) -> ImageCondition:
         """As `World.encode`; the whole of the condition whatever `horizon` says."""
