@@ -209,6 +209,8 @@ class DataConfig:
     """Where clips come from: a folder of recordings; without one, an engine that an agent plays before the run."""
 
     path: str | None = None
+    also: tuple[str, ...] = ()  # further folders of recordings, mixed with those of `path`
+    weights: tuple[float, ...] = ()  # how often clips of `path` and of each of `also` come; empty: every clip alike
     validation_path: str | None = None
     seed: int = 0
     num_threads: int = 4
@@ -218,6 +220,19 @@ class DataConfig:
     clips: int = 256  # played, and held in memory as the stage takes them
     validation_clips: int = 16
     mouse_scale: float = 15.0  # degrees that are 1 to the model
+
+    def __post_init__(self):
+        if self.also and self.path is None:
+            raise ValueError("data.also is mixed with the recordings of data.path, and there are none")
+        if self.weights and len(self.weights) != len(self.folders):
+            raise ValueError(f"data.weights has {len(self.weights)} numbers for {len(self.folders)} folders")
+        if not all(weight > 0 for weight in self.weights):
+            raise ValueError("data.weights are numbers above 0")
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """All folders of recordings."""
+        return () if self.path is None else (self.path, *self.also)
 
 
 @dataclass(frozen=True)
@@ -282,7 +297,8 @@ def fingerprint(cfg: TrainConfig, stage: str) -> str:
     """Hash of what decides the numbers of a stage: world, stage and data. When a run is resumed the mesh, the run's
     intervals, the number of steps, micro-batches, the way attention is computed, the place of the data and the threads
     that read it may be others."""
-    data = dataclasses.replace(cfg.data, path=cfg.data.path and "", validation_path=None, num_threads=1)
+    places = {"path": cfg.data.path and "", "also": ("",) * len(cfg.data.also), "validation_path": None}
+    data = dataclasses.replace(cfg.data, **places, num_threads=1)
     decisive = dataclasses.replace(
         cfg, mesh=MeshConfig(), run=RunConfig(), data=data, weights=None, teacher=None, **dict.fromkeys(STAGES)
     )

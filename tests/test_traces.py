@@ -1,4 +1,4 @@
-"""Programs that are traced once a machine: what is kept is what would be traced, and nothing that goes wrong is told."""
+"""Programs that are traced once a machine: what is kept is what would be traced; what goes wrong costs time alone."""
 
 import dataclasses
 

@@ -5,7 +5,7 @@ A feed's state is how many clips all processes have taken, so a run continues at
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -62,34 +62,46 @@ def make(
     def resident(rows: slice, batch: int) -> ResidentFeed:
         if batch != rows.stop - rows.start or jax.local_device_count() > 1:
             raise InputError("data.resident keeps the recordings on one device, and this run has several")
-        if is_encoded(cfg.data.path):
-            raise InputError(f"{cfg.data.path} holds latents: data.resident takes the recordings")
+        if _holds_latents(folders):
+            raise InputError(f"{folders[0]} holds latents: data.resident takes the recordings")
+        if cfg.data.weights:
+            raise InputError("data.resident takes every clip alike: leave data.weights out")
         reading = {"seed": cfg.data.seed, "cfg": cfg.world, "threads": cfg.data.num_threads}
         if pixels:
-            return ResidentFeed([cfg.data.path], frames, batch, lambda _, video, *rows: _as_video(video), **reading)
+            return ResidentFeed(folders, frames, batch, lambda _, video, *rows: _as_video(video), **reading)
         encoders = jax.device_put({name: frozen[name] for name in cfg.world.encoders}, jax.local_devices()[0])
-        return ResidentFeed([cfg.data.path], frames, batch, encoder_of(cfg.world, dtype), encoders, **reading)
+        return ResidentFeed(folders, frames, batch, encoder_of(cfg.world, dtype), encoders, **reading)
 
-    def recordings(path: str, seed: int) -> MakeFeed:
-        encoded = is_encoded(path)
+    def recordings(folders: Sequence[str], seed: int, weights: Sequence[float] = ()) -> MakeFeed:
+        encoded = _holds_latents(folders)
         if encoded and pixels:
-            raise InputError(f"{path} holds latents, and stage vae trains on pictures: name the recordings")
+            raise InputError(f"{folders[0]} holds latents, and stage vae trains on pictures: name the recordings")
 
         def feed(rows: slice, batch: int) -> EncodedFeed | LatentFeed:
             own = rows.stop - rows.start
             reader = {"process_index": rows.start // own, "process_count": batch // own}
-            reading = {"seed": seed, "cfg": cfg.world, "threads": cfg.data.num_threads}
+            reading = {"seed": seed, "cfg": cfg.world, "threads": cfg.data.num_threads, "weights": weights}
             if encoded:
-                return latent_items([path], frames, own, params=frozen, **reading, **reader)
-            return EncodedFeed(windows([path], frames, own, **reading, **reader), encode)
+                return latent_items(folders, frames, own, params=frozen, **reading, **reader)
+            return EncodedFeed(windows(folders, frames, own, **reading, **reader), encode)
 
         return feed
 
-    train = resident if cfg.data.resident else recordings(cfg.data.path, cfg.data.seed)
+    folders = cfg.data.folders
+    train = resident if cfg.data.resident else recordings(folders, cfg.data.seed, cfg.data.weights)
     if cfg.data.validation_path is None:
         return train, None
-    validation = recordings(cfg.data.validation_path, 0)
+    validation = recordings([cfg.data.validation_path], 0)
     return train, lambda rows, batch: next(validation(rows, batch))
+
+
+def _holds_latents(folders: Sequence[str]) -> bool:
+    """Whether the datasets hold latents; InputError where some do and some hold pictures."""
+    encoded = {folder: is_encoded(folder) for folder in folders}
+    if len(set(encoded.values())) > 1:
+        latents = next(folder for folder, holds in encoded.items() if holds)
+        raise InputError(f"{latents} holds latents and other folders hold pictures: encode all of them, or none")
+    return any(encoded.values())
 
 
 def schema_of_clips(cfg: TrainConfig) -> Schema:
@@ -101,7 +113,8 @@ def schema_of_clips(cfg: TrainConfig) -> Schema:
     if cfg.data.path is None:
         engine = make_engine(cfg.data.engine, size=(cfg.world.height, cfg.world.width))
         return schema_of(engine, cfg.data.engine, {}, cfg.data.mouse_scale)
-    schemas = {path: Dataset(path).schema for path in (cfg.data.path, cfg.data.validation_path) if path is not None}
+    places = (*cfg.data.folders, cfg.data.validation_path)
+    schemas = {path: Dataset(path).schema for path in places if path is not None}
     for path, schema in schemas.items():
         check_fits(schema, cfg.world, path)
         check_same_mouse(schema, schemas[cfg.data.path], path, cfg.data.path)

@@ -255,6 +255,7 @@ def latent_items(
     *,
     params: dict,
     cfg: WorldConfig,
+    weights: Sequence[float] = (),
     threads: int = 4,
 ) -> LatentFeed:
     """Endless shuffled batches of encoded windows of `frames` frames, for a run that uses the encoders of `params`.
@@ -265,7 +266,7 @@ def latent_items(
       InputError: a dataset is not encoded, or by other weights, for another model or in shorter windows.
     """
     reading = {"seed": seed, "process_index": process_index, "process_count": process_count, "threads": threads}
-    feed = LatentFeed(latents.items(folders, frames, batch, cfg=cfg, **reading))
+    feed = LatentFeed(latents.items(folders, frames, batch, cfg=cfg, weights=weights, **reading))
     mark = weights_mark(params, cfg)
     for folder in folders:
         if Dataset(folder).schema.encoded.weights != mark:

@@ -175,6 +175,8 @@ def test_the_fingerprint_knows_what_decides_the_numbers():
     decisive = ("foundation.seed=1", "foundation.batch=4", "data.seed=2", "world.dit.ffn_dim=96")
     assert len({of(override) for override in decisive} | {of()}) == 5
     assert of("data.path=here") == of("data.path=there") != of()  # a folder that was moved
+    mixed = of("data.path=a", "data.also=b,c")
+    assert of("data.path=d", "data.also=e,f") == mixed != of("data.path=a", "data.also=b,c", "data.weights=2,1,1")
     assert tuple(cfg.stages()) == train_config.STAGES
 
 

@@ -321,3 +321,31 @@ def test_a_run_reads_the_latents_of_its_own_weights(by_command, encoded, tmp_pat
     pixels = VideoBatch(jax.ShapeDtypeStruct((1, 9, 16, 32, 3), "float32"))
     with pytest.raises(InputError, match="stage vae trains on pictures"):
         batches.make(cfg, pixels, "float32", {}, tmp_path)
+
+
+def test_a_run_mixes_folders_by_weight(by_command, encoded, recording, tmp_path):
+    """Two of the same latents, the second three times as often; the same order again; pictures do not mix with them."""
+    weights, out = by_command
+    frozen = {name: checkpoint.load(weights, name) for name in ("vae", "clip")}
+    data = DataConfig(path=str(out), also=(str(encoded),), weights=(1, 3))
+    cfg, spec = TrainConfig("small", world=world(), data=data), clip_spec(world(), 1, 3)
+    make, _ = batches.make(cfg, spec, "float32", frozen, tmp_path)
+    feed, again = make(slice(0, 4), 4), make(slice(0, 4), 4)
+    first = next(feed)
+    jax.tree.map(np.testing.assert_array_equal, first, next(again))
+    assert len(set(names(out, first))) >= 3  # of the four rows three are of one folder's epoch, which repeats none
+    mixed = dataclasses.replace(cfg, data=dataclasses.replace(data, also=(str(recording),)))
+    with pytest.raises(InputError, match="other folders hold pictures"):
+        batches.make(mixed, spec, "float32", frozen, tmp_path)
+    other = dataclasses.replace(cfg, data=dataclasses.replace(data, resident=True))
+    with pytest.raises(InputError, match="holds latents"):
+        batches.make(other, spec, "float32", frozen, tmp_path)[0](slice(0, 4), 4)
+
+
+def test_weights_are_as_many_as_folders():
+    with pytest.raises(ValueError, match="2 numbers for 3 folders"):
+        DataConfig(path="a", also=("b", "c"), weights=(1, 2))
+    with pytest.raises(ValueError, match="there are none"):
+        DataConfig(also=("b",))
+    with pytest.raises(ValueError, match="above 0"):
+        DataConfig(path="a", weights=(0.0,))

@@ -13,6 +13,7 @@ import bisect
 import functools
 import itertools
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -61,6 +62,11 @@ class Clips:
 
     def __len__(self) -> int:
         return self._starts[-1]
+
+    @property
+    def numbers(self) -> list[range]:
+        """The clips of each dataset."""
+        return [range(first, last) for first, last in itertools.pairwise(self._starts)]
 
     def __getitem__(self, index: int) -> tuple[Dataset, int]:
         """The dataset of a clip and its number there."""
@@ -154,9 +160,24 @@ def _parse_no_flags() -> None:
         flags.FLAGS.mark_as_parsed()
 
 
-def shuffled(clips: Clips, seed: int) -> grain.MapDataset:
-    """The endless order of the clips' numbers: epoch after epoch, each a shuffle of its own."""
-    return grain.MapDataset.range(len(clips)).seed(seed).shuffle().repeat()
+def shuffled(clips: Clips, seed: int, weights: Sequence[float] = ()) -> grain.MapDataset:
+    """The endless order of the clips' numbers: epoch after epoch, each a shuffle of its own.
+
+    With `weights`, one a dataset, every dataset has epochs of its own, and they take turns in these proportions.
+
+    Raises:
+      InputError: there are not as many weights as datasets, or one is not positive.
+    """
+    if not weights:
+        return grain.MapDataset.range(len(clips)).seed(seed).shuffle().repeat()
+    folders = [dataset.path for dataset in clips.datasets]
+    if len(weights) != len(folders) or not all(0 < weight < math.inf for weight in weights):
+        raise InputError(f"{len(folders)} data sets need as many weights above 0, not {', '.join(map(str, weights))}")
+    for folder, numbers in zip(folders, clips.numbers, strict=True):
+        if not numbers:
+            raise InputError(f"no clip of {folder} is long enough, and it has a weight")
+    own = [grain.MapDataset.range(part.start, part.stop).seed(seed).shuffle().repeat() for part in clips.numbers]
+    return grain.MapDataset.mix(own, weights)
 
 
 def check_reader(length: int, batch: int, process_index: int, process_count: int) -> None:
@@ -173,6 +194,7 @@ def windows(
     batch: int,
     *,
     seed: int = 0,
+    weights: Sequence[float] = (),
     cfg: WorldConfig | None = None,
     process_index: int = 0,
     process_count: int = 1,
@@ -186,6 +208,7 @@ def windows(
       length: frames of a window.
       batch: windows of a batch, on each process.
       seed: of the shuffle and the offsets.
+      weights: of the datasets, in whose proportions they are mixed; without them every clip is as frequent.
       cfg: a model whose columns and mouse unit the actions are given in; None leaves them as recorded.
       process_index, process_count: this host among all that read.
       workers: further processes that decode; 0 decodes in threads of this one.
@@ -199,7 +222,7 @@ def windows(
     for dataset in clips.datasets:
         if dataset.schema.encoded is not None:
             raise InputError(f"{dataset.path} holds the latents that `mgjax data encode` made, not pictures")
-    order = shuffled(clips, seed)
+    order = shuffled(clips, seed, weights)
     order = order.random_map(functools.partial(_cut, clips, length))
     return Batches(order, len(clips), batch, (process_index, process_count), workers, threads)
 

@@ -69,6 +69,7 @@ def items(
     *,
     cfg: WorldConfig,
     seed: int = 0,
+    weights: Sequence[float] = (),
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 0,
@@ -80,7 +81,7 @@ def items(
       folders: encoded datasets.
       frames: rows of an item, 1 + 4 (t - 1); longer windows are cut to their beginning, which is what encoding the
         shorter one gives: encoder and condition are causal.
-      batch, seed, process_index, process_count, workers, threads: as in `feed.windows`.
+      batch, seed, weights, process_index, process_count, workers, threads: as in `feed.windows`.
       cfg: the model that trains.
 
     Raises:
@@ -99,7 +100,7 @@ def items(
     if frames % stride != 1 % stride:
         raise InputError(f"windows of {frames} frames do not end with a latent frame: give 1 + {stride} (t - 1)")
     clips = Clips(folders, frames, cfg)
-    order = shuffled(clips, seed).map(functools.partial(_read, clips, frames, stride))
+    order = shuffled(clips, seed, weights).map(functools.partial(_read, clips, frames, stride))
     return Batches(order, len(clips), batch, (process_index, process_count), workers, threads)
 
 

@@ -143,6 +143,42 @@ def test_several_folders_are_one_source_and_short_clips_stay_out(folder, tmp_pat
         windows([folder, tmp_path / "b"], 25, 3)
 
 
+def test_weights_mix_folders_each_with_epochs_of_its_own(folder, tmp_path):
+    """Three to one, also where the smaller set has to begin again; and as exact to go on with as one folder."""
+    small_dataset(tmp_path / "b", clips=3, frames=24)
+    both, weights = [folder, tmp_path / "b"], (3, 1)
+    found = take_sets(windows(both, 7, 4, weights=weights), 12)
+    assert all(sum(batch) == 1 for batch in found)  # of every four, one is of the second
+    loader, own = windows(both, 7, 4, weights=weights), []
+    for _ in range(CLIPS // 3):
+        own += [int(window[0, 0, 0, 0]) for window in next(loader).frames if len(np.unique(window[..., 0])) == 1]
+    assert sorted(own) == list(range(CLIPS))
+
+    whole = take(windows(both, 7, 4, weights=weights), 9)
+    loader = windows(both, 7, 4, weights=weights)
+    take(loader, 3)
+    again = windows(both, 7, 4, weights=weights)
+    again.set_state(loader.get_state())
+    assert take(again, 6) == whole[12:]
+    parts = [take(windows(both, 7, 2, weights=weights, process_index=h, process_count=2), 9) for h in range(2)]
+    assert [row for i in range(9) for h in range(2) for row in parts[h][2 * i : 2 * i + 2]] == whole
+
+
+def take_sets(loader, count):
+    """Whether each window in `count` batches is of the second folder, whose pictures are noise."""
+    return [[int(len(np.unique(window[..., 0])) > 1) for window in next(loader).frames] for _ in range(count)]
+
+
+def test_weights_that_are_none_are_refused(folder, tmp_path):
+    small_dataset(tmp_path / "b", clips=3, frames=10)
+    both = [folder, tmp_path / "b"]
+    for weights in ((1,), (1, 0), (1, -1), (1, float("inf")), (1, float("nan"))):
+        with pytest.raises(InputError, match="2 data sets need as many weights above 0"):
+            windows(both, 7, 4, weights=weights)
+    with pytest.raises(InputError, match=r"no clip of .*b is long enough"):
+        windows(both, 12, 4, weights=(1, 1))
+
+
 def test_a_damaged_clip_is_named_and_replaced(folder, tmp_path, caplog):
     import shutil
 
