@@ -1,4 +1,5 @@
-"""What a run tells while it goes: progress on the terminal, a JSON-lines file, and TensorBoard where it is installed.
+"""What a run tells while it goes: progress on the terminal, a JSON-lines file, and TensorBoard where it is installed;
+and a trace of some of its steps.
 
 `metrics.jsonl` holds one object a line: {"step": 120, "kind": "train", "loss": ...}; `kind` is train or validation.
 """
@@ -12,6 +13,9 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
+
+import jax
 
 from mgjax.io.files import atomic_path
 
@@ -119,3 +123,31 @@ def _bar(title: str, start: int, steps: int):
     progress = Progress(*columns, console=Console(stderr=True))
     progress.start()
     return progress, progress.add_task(title, total=steps, completed=start, text="")
+
+
+class Profile:
+    """The trace of `steps` steps from `first` on, in a folder that TensorBoard and Perfetto read; of 0 steps none.
+
+    The steps are waited for before it begins and before it ends, so that it shows whole ones.
+    """
+
+    def __init__(self, folder: Path, first: int, steps: int):
+        self._folder, self._first, self._end, self._running = folder, first, first + steps, False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self._running:
+            jax.profiler.stop_trace()
+
+    def begins(self, step: int, state: Any) -> None:
+        """To be told of every step, with the state that it starts from."""
+        if step == self._first < self._end:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+        elif step == self._end and self._running:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+            self._running = False

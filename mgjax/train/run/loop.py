@@ -23,9 +23,11 @@ from mgjax.io.files import atomic_path
 from mgjax.train.parts.optim import mean_over
 from mgjax.train.run import processes
 from mgjax.train.run.checkpoints import Checkpoints
-from mgjax.train.run.log import Log
+from mgjax.train.run.log import Log, Profile
 from mgjax.train.stage import Stage, TrainState, step_spec
 from mgjax.train_config import RunConfig
+
+_WARM = 11  # the first step that may be traced: by then all is compiled, and the feed is ahead
 
 
 class Feed(Protocol):
@@ -83,11 +85,13 @@ def run(job: Job, cfg: RunConfig, folder: Path, *, resume: bool) -> Result:
         Log(folder, job.stage.name, start, job.steps, active=jax.process_index() == 0) as log,
         processes.Stop() as stop,
         processes.Watchdog(cfg.hang_s) as watchdog,
+        Profile(folder / "profile", start + _WARM, cfg.profile) as profile,
     ):
         watch = _Watch(job, cfg, folder, log, nonfinite, _work(job, state))
         if evaluate and start == 0:
             log.write(0, "validation", _fetch(evaluate(state)))
         for step in range(start + 1, job.steps + 1):
+            profile.begins(step, state)
             rows = next(feed)
             with jax.set_mesh(job.mesh):
                 state, metrics = step_program(state, prepare(step, sharding.place(rows, layout, job.batch)))

@@ -128,3 +128,14 @@ def test_summary_has_config_versions_and_curves(tmp_path):
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     for colour in ((31, 119, 180), (214, 39, 40)):  # the training line and the validation dots
         assert (pixels == colour).all(1).sum() > 20
+
+
+def test_some_warm_steps_are_traced_and_change_nothing(tmp_path):
+    """Three steps from the eleventh on, and what a run stops within ends with it."""
+    plain = run(tmp_path / "plain", 16)
+    traced = run(tmp_path / "traced", 16, dataclasses.replace(RUN, profile=3))
+    jax.tree.map(np.testing.assert_array_equal, traced.state, plain.state)
+    assert len(list((tmp_path / "traced" / "profile").rglob("*.xplane.pb"))) == 1
+    assert not (tmp_path / "plain" / "profile").exists()
+    run(tmp_path / "short", 12, dataclasses.replace(RUN, profile=30))
+    assert len(list((tmp_path / "short" / "profile").rglob("*.xplane.pb"))) == 1
