@@ -82,6 +82,7 @@ def run(job: Job, cfg: RunConfig, folder: Path, *, resume: bool) -> Result:
     prepare, evaluate = _preparer(job), _evaluator(job)
     clock = processes.Clock(cfg.save_minutes * 60)
     with (
+        processes.Starts(folder, start, cfg.max_starts),
         Log(folder, job.stage.name, start, job.steps, active=jax.process_index() == 0) as log,
         processes.Stop() as stop,
         processes.Watchdog(cfg.hang_s) as watchdog,

@@ -10,14 +10,18 @@ MGJAX_COORDINATOR=auto leaves it to the cluster that JAX finds by itself (TPU VM
 from __future__ import annotations
 
 import faulthandler
+import json
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import jax
+import numpy as np
 
 from mgjax.errors import InputError
+from mgjax.io.files import atomic_path
 
 TERMINATED = 128 + signal.SIGTERM  # exit status of a run that saved because it was told to leave
 
@@ -113,3 +117,52 @@ class Watchdog:
 
     def __exit__(self, *error):
         faulthandler.cancel_dump_traceback_later()
+
+
+class Starts:
+    """Counts the starts of a run in a row that came no further than the checkpoint they began from, and refuses one
+    more than `limit` of them (0: never): that crash would repeat, and launchers that start again would do so for ever.
+
+    Use as a context manager around a loop. A run that ends, leaves when told to, or names a reason of its own is not
+    counted.
+
+    Raises:
+        InputError: there were as many; on all processes alike.
+    """
+
+    def __init__(self, folder: Path, step: int, limit: int):
+        self._path = folder / "starts.json"
+        before = self._read()
+        count = self._agreed(before["count"] if before["step"] == step else 0)
+        if limit and count >= limit:
+            raise InputError(
+                f"{count} starts in a row have ended after step {step} without a checkpoint and without saying why: see"
+                f" what they printed, and delete {self._path} to try again"
+            )
+        if jax.process_index() == 0:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(self._path) as temporary:
+                temporary.write_text(json.dumps({"step": step, "count": count + 1}))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *error):
+        if jax.process_index() == 0 and (kind is None or issubclass(kind, InputError | KeyboardInterrupt)):
+            self._path.unlink(missing_ok=True)
+
+    def _read(self) -> dict:
+        try:
+            found = json.loads(self._path.read_text())
+            return {"step": int(found["step"]), "count": int(found["count"])}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {"step": -1, "count": 0}
+
+    @staticmethod
+    def _agreed(count: int) -> int:
+        """That of process 0, which may have written its own before another has read."""
+        if jax.process_count() == 1:
+            return count
+        from jax.experimental import multihost_utils
+
+        return int(multihost_utils.broadcast_one_to_all(np.int32(count)))

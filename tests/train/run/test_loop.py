@@ -14,7 +14,7 @@ import pytest
 
 from mgjax.errors import InputError
 from mgjax.sharding import make_mesh
-from mgjax.train.run import log, loop, report
+from mgjax.train.run import log, loop, processes, report
 from mgjax.train.run.checkpoints import Checkpoints
 from mgjax.train_config import MeshConfig, RunConfig, TrainConfig
 
@@ -139,3 +139,50 @@ def test_some_warm_steps_are_traced_and_change_nothing(tmp_path):
     assert not (tmp_path / "plain" / "profile").exists()
     run(tmp_path / "short", 12, dataclasses.replace(RUN, profile=30))
     assert len(list((tmp_path / "short" / "profile").rglob("*.xplane.pb"))) == 1
+
+
+def test_a_crash_that_repeats_is_told_from_one_that_does_not(tmp_path):
+    """Three starts that die between checkpoints end it; a checkpoint, or a reason that the run names, begins anew."""
+
+    def crash(step, error=RuntimeError):
+        with pytest.raises(error), processes.Starts(tmp_path, step, limit=3):
+            raise error("out of memory")
+
+    def refused(step):
+        return pytest.raises(InputError, match=f"3 starts in a row have ended after step {step} .*delete .*starts.json")
+
+    for step in (0, 0, 4, 4, 4):
+        crash(step)
+    with refused(4):
+        processes.Starts(tmp_path, 4, limit=3)
+    with refused(4):  # still
+        processes.Starts(tmp_path, 4, limit=3)
+    with processes.Starts(tmp_path, 4, limit=0):  # who wants none
+        pass
+    for error in (InputError, KeyboardInterrupt):
+        crash(4)
+        crash(4)
+        crash(4, error)
+    crash(4)
+    (tmp_path / "starts.json").write_text("{")  # not whole: nothing is known
+    crash(4)
+
+
+def test_a_run_that_crashes_again_and_again_says_so(tmp_path, monkeypatch):
+    cfg, whole = dataclasses.replace(RUN, save_every=0, max_starts=2), toy.Feed.__next__
+
+    def batch(feed):
+        if feed.position == 3:
+            raise RuntimeError("out of memory")
+        return whole(feed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(toy.Feed, "__next__", batch)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="out of memory"):
+                run(tmp_path, 6, cfg, resume=True)
+        with pytest.raises(InputError, match="2 starts in a row have ended after step 0"):
+            run(tmp_path, 6, cfg, resume=True)
+    (tmp_path / "starts.json").unlink()
+    assert run(tmp_path, 6, cfg, resume=True).finished
+    assert not (tmp_path / "starts.json").exists()
