@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 from mgjax.errors import InputError
 
 AttentionKind = Literal["xla", "tiled", "cudnn"]
+Remat = Literal["layer", "attention", "offload"]
 DecoderKind = Literal["vae", "taehv"]
 DType = Literal["float32", "bfloat16"]
 AttentionChoice = Literal["auto", AttentionKind]

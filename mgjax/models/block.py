@@ -11,6 +11,7 @@ LN is a LayerNorm without weights; (shift1, scale1, gate1, shift2, scale2, gate2
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from mgjax.config import AttentionKind, DiTConfig
@@ -70,6 +71,7 @@ class Attention(nn.Module):
             out = on_devices(lambda q, k, v: by_mask(q, k, v, sight.mask), q, *kv)
         else:
             out = by_frames(dense, sight.mask, q, *kv)
+        out = checkpoint_name(out, "attention")
         return self.o(out.reshape(*out.shape[:-2], self.cfg.dim))
 
 

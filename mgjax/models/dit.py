@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from mgjax.config import AttentionKind, DiTConfig
+from mgjax.config import AttentionKind, DiTConfig, Remat
 from mgjax.models.block import Block
 from mgjax.models.cache import KV, BlockKV, empty, filled, write
 from mgjax.models.context import Context, Sight
@@ -145,13 +146,32 @@ def _one_token(cfg: DiTConfig) -> Context:
     )
 
 
+def _attention_outputs(primitive, *_, **params) -> bool:
+    """A policy of `jax.checkpoint`: keeps what attention gives, and of cuDNN's the sums that its gradient wants."""
+    return primitive.name.startswith("dot_product_attention_fwd") or params.get("name") == "attention"
+
+
+_POLICIES: dict[Remat, Callable | None] = {
+    "layer": None,
+    "attention": _attention_outputs,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["layer"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
+
 Layers = tuple[Any, ...] | dict[str, Any]  # one entry a layer, or stacked groups
 
 
-def _through(params: dict, cfg: DiTConfig, body: Callable, x: Any, *parts: Layers) -> tuple[Any, Layers]:
+def _through(
+    params: dict, cfg: DiTConfig, body: Callable, x: Any, *parts: Layers, remat: Remat = "layer"
+) -> tuple[Any, Layers]:
     """Carries `x` through all blocks by x, out = body(has_action, variables, x, *the layer's entries of `parts`).
 
-    A stacked group is a scan of rematerialised layers: one layer is compiled, and a gradient keeps its input alone.
+    A stacked group is a scan of rematerialised layers: one layer is compiled, and a gradient keeps its input alone, or
+    what `remat` says.
     """
     blocks, outs = params["blocks"], {}
     if not blocks.keys() <= {"action", "plain"}:
@@ -161,8 +181,9 @@ def _through(params: dict, cfg: DiTConfig, body: Callable, x: Any, *parts: Layer
         return x, tuple(outs.values())
     for name, group in blocks.items():
 
-        @jax.checkpoint
+        @partial(jax.checkpoint, policy=_POLICIES[remat])
         def step(x, inputs, name=name):
+            x = checkpoint_name(x, "layer")
             layer, variables = inputs
             own = [part[name] for part in parts]
             entries = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, 1, keepdims=False), own)
@@ -352,11 +373,13 @@ def forward(
     dtype,
     attention: AttentionKind = "xla",
     detached: int = 0,
+    remat: Remat = "layer",
 ) -> Float[Array, "b t h w c"]:
     """Velocity of whole sequences, float32.
 
     `mask` [t, u] says which latent frames a frame sees; None lets every frame see every frame (the foundation model).
-    No gradient flows through the keys and values of the first `detached` frames.
+    No gradient flows through the keys and values of the first `detached` frames. `remat`: what stacked layers keep for
+    a gradient, their inputs, the outputs of their attention too, or their inputs in the host's memory.
     """
     e, e0 = _embed_time(params, cfg, timestep, context)
     tokens = image_tokens(params, cfg, features, dtype)
@@ -368,5 +391,5 @@ def forward(
         x, _ = block.apply(variables, x, e0, image, context, sight)
         return x, None
 
-    tokens, _ = _through(params, cfg, body, _embed(params, cfg, x, timestep, condition, dtype))
+    tokens, _ = _through(params, cfg, body, _embed(params, cfg, x, timestep, condition, dtype), remat=remat)
     return _finish(params, cfg, tokens, e, x, timestep)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from mgjax.config import AttentionKind, DiTConfig, WorldConfig
+from mgjax.config import AttentionKind, DiTConfig, Remat, WorldConfig
 from mgjax.diffusion.flow import add_noise, timestep
 from mgjax.models import dit
 from mgjax.models.context import Context
@@ -33,11 +33,12 @@ class Network:
     stride: int  # pixel frames a latent frame
     dtype: Any = jnp.float32
     attention: AttentionKind = "xla"
+    remat: Remat = "layer"
 
 
-def network_of(world: WorldConfig, dtype: str, attention: AttentionKind, **changes) -> Network:
+def network_of(world: WorldConfig, dtype: str, attention: AttentionKind, remat: Remat = "layer", **changes) -> Network:
     """The world's DiT with `changes` of its config."""
-    return Network(replace(world.dit, **changes), world.vae.temporal_stride, jnp.dtype(dtype), attention)
+    return Network(replace(world.dit, **changes), world.vae.temporal_stride, jnp.dtype(dtype), attention, remat)
 
 
 def cast(params: Params, dtype) -> Params:
@@ -98,7 +99,8 @@ def _whole(net: Network, mask_of: Callable[[int], np.ndarray | None], start) -> 
         time = timestep(sigma if sigma.ndim == 2 else sigma[:, None])
         given = (conditions(net, clips, start, frames), clips.features, context(net, clips.actions, start, frames))
         mask = mask_of(frames)
-        return dit.forward(cast(params, net.dtype), net.dit, x, time, *given, mask, net.dtype, net.attention)
+        how = {"dtype": net.dtype, "attention": net.attention, "remat": net.remat}
+        return dit.forward(cast(params, net.dtype), net.dit, x, time, *given, mask, **how)
 
     return velocity
 
@@ -148,6 +150,7 @@ def forced(
             net.dtype,
             net.attention,
             detached=frames if detached else 0,
+            remat=net.remat,
         )
         return out[:, frames:]
 

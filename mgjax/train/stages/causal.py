@@ -30,7 +30,7 @@ class Draws(NamedTuple):
 
 def make_stage(cfg: CausalStage, world: WorldConfig) -> Stage:
     """Trains on whole clips under the mask that a stream's cache imposes."""
-    net = network_of(world, cfg.dtype, cfg.attention)
+    net = network_of(world, cfg.dtype, cfg.attention, cfg.remat)
     table, weight = _levels(cfg, world)
 
     def velocity(weights, x, sigma, clips, past=None, seen=None):

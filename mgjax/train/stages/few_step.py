@@ -39,7 +39,7 @@ class Draws(NamedTuple):
 
 
 def make_stage(cfg: FewStepStage, world: WorldConfig) -> Stage:
-    net = network_of(world, cfg.dtype, cfg.attention)
+    net = network_of(world, cfg.dtype, cfg.attention, cfg.remat)
     return _regression(cfg, world, net) if cfg.method == "ode" else _consistency(cfg, world, net)
 
 

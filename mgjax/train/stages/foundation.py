@@ -24,7 +24,7 @@ def make_stage(cfg: FoundationStage, world: WorldConfig) -> Stage:
     """Trains on windows of `cfg.latents` frames; half of them, or all where `cfg.starts` is 0, begin at the clip's
     picture. The first frame is noised like the rest and known through condition and features alone."""
     layers = world.dit.num_action_layers if cfg.num_action_layers is None else cfg.num_action_layers
-    net = network_of(world, cfg.dtype, cfg.attention, window=None, sink=0, num_action_layers=layers)
+    net = network_of(world, cfg.dtype, cfg.attention, cfg.remat, window=None, sink=0, num_action_layers=layers)
     shift = cfg.shift_in(world)
 
     def draw(state, clips):

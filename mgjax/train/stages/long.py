@@ -48,7 +48,7 @@ class LongStream(NamedTuple):
 def make_stage(cfg: LongStage, world: WorldConfig) -> Stage:
     """`pretrained` as for Self-Forcing. The batch's clips have `max_latents` latent frames; of their latents none is
     read."""
-    net = network_of(world, cfg.dtype, cfg.attention)
+    net = network_of(world, cfg.dtype, cfg.attention, cfg.remat)
     functions = World(world, Settings(dtype=cfg.dtype, attention=cfg.attention))
     levels = jnp.asarray(student_levels(world), jnp.float32)
     chunk = net.dit.chunk

@@ -40,7 +40,7 @@ class Draws(NamedTuple):
 def make_stage(cfg: SelfForcingStage, world: WorldConfig) -> Stage:
     """`pretrained` holds the student ("dit") and the foundation model ("teacher"), which the critic starts from as
     well."""
-    net = network_of(world, cfg.dtype, cfg.attention)
+    net = network_of(world, cfg.dtype, cfg.attention, cfg.remat)
     functions = World(world, Settings(dtype=cfg.dtype, attention=cfg.attention))
     levels = jnp.asarray(student_levels(world), jnp.float32)
     chunks, draws = cfg.latents // net.dit.chunk, world.sampler.draws

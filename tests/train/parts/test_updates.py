@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import tiny
 
+from mgjax import flops
+from mgjax.export.functions import cudnn_assumed
 from mgjax.models import dit
 from mgjax.models.masks import block_causal
 from mgjax.train.parts.network import context, network_of
@@ -35,7 +37,7 @@ def test_t5_3_ema_follows_until_it_starts_and_keeps_constants():
     assert start_ema(None, params) is None
 
 
-def forward(frames: int = 4):
+def forward(frames: int = 4, remat="layer", dtype=jnp.float32, attention="xla"):
     world = tiny.world()
     net = network_of(world, "float32", "xla")
     clips = tiny.clips(world, 2, frames)
@@ -45,7 +47,7 @@ def forward(frames: int = 4):
 
     def loss(params):
         given = condition, clips.features, context(net, clips.actions, 0, frames)
-        v = dit.forward(params, net.dit, x, time, *given, block_causal(net.dit, frames), jnp.float32)
+        v = dit.forward(params, net.dit, x, time, *given, block_causal(net.dit, frames), dtype, attention, remat=remat)
         return jnp.mean(v**2)
 
     return loss, dit.stack(tiny.weights(world), net.dit)
@@ -61,9 +63,41 @@ def test_t5_4_rematerialisation_changes_no_gradient(monkeypatch):
     loss, params = forward()
     with tiny.quick_compilation():
         remat = jax.jit(jax.value_and_grad(loss))(params)
-        monkeypatch.setattr(jax, "checkpoint", lambda function: function)
+        monkeypatch.setattr(jax, "checkpoint", lambda function, **_: function)
         plain = jax.jit(jax.value_and_grad(loss))(params)
     same(remat, plain)
+
+
+def test_what_a_gradient_keeps_changes_no_number():
+    whole, params = forward()
+    kept, _ = forward(remat="attention")
+    with tiny.quick_compilation():
+        same(jax.jit(jax.value_and_grad(whole))(params), jax.jit(jax.value_and_grad(kept))(params))
+
+
+def test_attention_that_is_kept_is_not_computed_again():
+    """Of cuDNN's kernel, traced as on a GPU: two products less for every one of the two self-attentions, which are one
+    masked call, and of the two of the picture."""
+
+    def work(remat):
+        loss, params = forward(remat=remat, dtype=jnp.bfloat16, attention="cudnn")
+        with cudnn_assumed():
+            return flops.count(jax.grad(loss), params)
+
+    cfg, batch, frames = tiny.world().dit, 2, 4
+    tokens = frames * cfg.frame_tokens
+    keys = tokens + cfg.image_tokens + cfg.image_tokens % 2  # cuDNN takes an even number
+    assert work("layer") - work("attention") == cfg.num_layers * 2 * 2 * batch * tokens * cfg.dim * keys
+
+
+def test_what_a_gradient_wants_may_wait_on_the_host():
+    """The layers' inputs leave the device between the passes, where a device has memory that is not its host's."""
+
+    def places(remat):
+        loss, params = forward(remat=remat)
+        return str(jax.make_jaxpr(jax.grad(loss))(params)).count("host")
+
+    assert places("offload") > places("layer") == 0
 
 
 def test_t5_5_the_scan_over_blocks_is_the_loop(monkeypatch):
