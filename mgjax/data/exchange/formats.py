@@ -104,7 +104,11 @@ def _pose_track(rows: list[Row], keys: Several[str], layout: Layout) -> Track:
         position = layout.vector(numbers("xyz"))
     if {"vx", "vy", "vz"} <= columns:
         velocity = layout.vector(numbers(("vx", "vy", "vz")))
-    if {"mouse_pitch", "mouse_yaw"} <= columns:
+    if not layout.mouse:
+        if given := sorted(columns & {"mouse_pitch", "mouse_yaw", "mouse_dx", "mouse_dy"}):
+            raise rows[0].wrong(f"[source] of the schema says that there is no mouse, and there is a column {given[0]}")
+        mouse = np.zeros((len(rows), 2))
+    elif {"mouse_pitch", "mouse_yaw"} <= columns:
         mouse = np.stack(layout.angles(*numbers(("mouse_pitch", "mouse_yaw"), _degrees).T), axis=1)
     elif {"mouse_dx", "mouse_dy"} <= columns:
         if layout.degrees is None:
@@ -116,7 +120,8 @@ def _pose_track(rows: list[Row], keys: Several[str], layout: Layout) -> Track:
     else:
         found = ", ".join(str(name) for name in rows[0].values)
         raise rows[0].wrong(
-            f"there are neither mouse_pitch and mouse_yaw nor the camera's pose (the columns are {found})"
+            f"there are neither mouse_pitch and mouse_yaw nor the camera's pose (the columns are {found}); of a game"
+            " without a mouse, [source] of the schema says mouse = false"
         )
     why = ", as all columns but the camera's do, which are keys"
     keyboard = [[row.choice(key.lower(), 2, why) for key in keys] for row in rows]

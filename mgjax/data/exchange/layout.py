@@ -4,6 +4,7 @@
     axes = ["forward", "right", "up"]    # where its x, y and z point; Unreal's are these, which are left-handed
     unit = "cm"                          # of positions and velocities: m, cm, mm, in, ft, or metres as a number
     turns = ["up", "right"]              # where its pitch and yaw grow; these are the defaults
+    mouse = false                        # of a game that has none: it rests in every row
     degrees = 0.022                      # that the camera turns for one count of the mouse, or [pitch, yaw]
 
     [source.columns]                     # what stands for our names; nested JSON has dots
@@ -54,6 +55,7 @@ class Layout:
     axes: tuple[str, str, str] = ("forward", "left", "up")
     metres: float = 1.0
     turns: tuple[str, str] = ("up", "right")
+    mouse: bool = True
     degrees: tuple[float, float] | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     keys: Mapping[str, tuple[str, ...]] | None = None
@@ -114,7 +116,7 @@ def loads(text: str, where: str) -> Layout:
         raise InputError(f"{where} is not TOML: {error}") from None
     if not isinstance(data, dict):
         raise InputError(f"{where}: [source] should be a table")
-    known = {"axes", "unit", "turns", "degrees", "columns", "keys", "sticks"}
+    known = {"axes", "unit", "turns", "mouse", "degrees", "columns", "keys", "sticks"}
     for key in data:
         if key not in known:
             raise InputError(f"{where}: there is no key source.{key}; there are {', '.join(sorted(known))}")
@@ -139,6 +141,10 @@ def loads(text: str, where: str) -> Layout:
         if data["turns"] not in [[p, y] for p in ("up", "down") for y in ("left", "right")]:
             raise bad("turns", 'where pitch and yaw grow, such as ["up", "right"]')
         options["turns"] = tuple(data["turns"])
+    if "mouse" in data:
+        if not isinstance(data["mouse"], bool):
+            raise bad("mouse", "true, or false of a game that has none")
+        options["mouse"] = data["mouse"]
     if "degrees" in data:
         degrees = data["degrees"] if isinstance(data["degrees"], list) else [data["degrees"]] * 2
         if len(degrees) != 2 or not all(isinstance(d, int | float) and np.isfinite(d) for d in degrees):

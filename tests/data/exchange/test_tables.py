@@ -1,6 +1,7 @@
 """Tables of any locale: the right rows, or one sentence that says what is the case."""
 
 import json
+import shutil
 
 import pytest
 from recordings import FRAMES, pairs, refusal, stored, write_video
@@ -178,3 +179,21 @@ def test_nested_rows_by_their_frames(tmp_path, video, suffix):
 def test_a_list_in_place_of_a_name_is_one_sentence(line, key):
     with pytest.raises(InputError, match=f"its.toml: source.{key} is "):
         layout.loads(f"[source]\n{line}\n", "its.toml")
+
+
+def test_a_game_without_a_mouse(bring_table, tmp_path):
+    """Its rows are keys alone where the schema says so; a mouse that is there all the same is refused."""
+    keys, schema = table("w", [str(k % 2) for k in range(FRAMES)]), tmp_path / "its.toml"
+    schema.write_text('version = 1\nfps = 20\nsize = [32, 64]\nkeyboard = ["w"]\n[source]\nmouse = false\n')
+    assert "says mouse = false" in bring_table(keys)
+    shutil.rmtree(tmp_path / "in")
+    assert bring_table(keys, schema_file=schema) == ""
+    from mgjax.data.store.dataset import Dataset
+
+    clip = Dataset(tmp_path / "out").read(0)
+    assert not clip.mouse.any()
+    assert clip.keyboard[:, 0].tolist() == [k % 2 for k in range(len(clip.keyboard))]
+    shutil.rmtree(tmp_path / "in")
+    assert "there is no mouse, and there is a column mouse_pitch" in bring_table(table(), schema_file=schema)
+    with pytest.raises(InputError, match=r"source.mouse is 0, and should be true, or false"):
+        layout.loads("[source]\nmouse = 0\n", "its.toml")
