@@ -88,8 +88,8 @@ def _keep(path: Path, content: bytes) -> None:
 
 def _folder() -> Path | None:
     """Where traces are kept: beside JAX's own cache, where that is on."""
-    folder = jax.config.jax_compilation_cache_dir
-    kept = folder is not None and jax.config.jax_enable_compilation_cache and "://" not in folder
+    folder, on = jax.config.values["jax_compilation_cache_dir"], jax.config.values["jax_enable_compilation_cache"]
+    kept = folder is not None and on and "://" not in folder
     return Path(folder) / "traces" if kept else None
 
 

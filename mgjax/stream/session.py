@@ -72,7 +72,10 @@ class Session:
     def __init__(self, world: World, params: Params, state: StreamState, model: Model | None = None):
         """`params`: the whole world's, or those of `World.streaming`, which alone are kept. `state` belongs to the
         session from now on, and `model`, which encodes pictures for `replace`, is not kept alive."""
-        self.world, self.params, self.state = world, world.streaming(params), state
+        self.world, self.params = world, world.streaming(params)
+        # Bound to where it lies, as what programs give is, and what was read from a file is not: two of each would be
+        # compiled otherwise. Nothing is copied.
+        self.state = jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding), state)
         self.index = 0
         self._position = np.array(state.position)
         self._model = weakref.ref(model) if model is not None else lambda: None
