@@ -45,13 +45,16 @@ def traced_once(method: Callable, static: tuple[int, ...] = (0,)) -> Callable:
         folder = _folder()
         if folder is None:
             return method(*args)
-        arrays = [arg for number, arg in enumerate(args) if number not in static]
-        return _exported(folder, method, static, args).call(*arrays)
+        exported = _exported(folder, method, static, args)
+        if exported is None:
+            return method(*args)
+        return exported.call(*(arg for number, arg in enumerate(args) if number not in static))
 
     return call
 
 
-def _exported(folder: Path, method: Callable, static: tuple[int, ...], args: tuple) -> jax_export.Exported:
+def _exported(folder: Path, method: Callable, static: tuple[int, ...], args: tuple) -> jax_export.Exported | None:
+    """The program, read or made; None where it cannot be exported, or says that its arguments are wrong."""
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
         [arg for number, arg in enumerate(args) if number not in static],
@@ -68,9 +71,13 @@ def _exported(folder: Path, method: Callable, static: tuple[int, ...], args: tup
         return method(*(fixed[number] if number in fixed else next(left) for number in range(len(args))))
 
     checks = [jax_export.DisabledSafetyCheck.custom_call(name) for name in CUDNN_CALLS]
-    exported = jax_export.export(jax.jit(of_arrays, keep_unused=True), disabled_checks=checks)(*shapes)
+    try:
+        exported = jax_export.export(jax.jit(of_arrays, keep_unused=True), disabled_checks=checks)(*shapes)
+        content = bytes(exported.serialize())
+    except Exception:  # whatever it is, the method itself will say
+        return None
     if _source() == _SOURCE:  # else files were edited after they were imported, and the trace is of neither
-        _keep(path, bytes(exported.serialize()))
+        _keep(path, content)
     return exported
 
 
@@ -87,7 +94,10 @@ def _keep(path: Path, content: bytes) -> None:
 
 
 def _folder() -> Path | None:
-    """Where traces are kept: beside JAX's own cache, where that is on."""
+    """Where traces are kept: beside JAX's own cache, where that is on. None for what is not computed on the default
+    device alone: a trace is of one platform and of no mesh."""
+    if jax.config.values["jax_default_device"] is not None or not jax.sharding.get_abstract_mesh().empty:
+        return None
     folder, on = jax.config.values["jax_compilation_cache_dir"], jax.config.values["jax_enable_compilation_cache"]
     kept = folder is not None and on and "://" not in folder
     return Path(folder) / "traces" if kept else None

@@ -9,6 +9,7 @@ import pytest
 
 from mgjax import traces
 from mgjax.config import Settings
+from mgjax.errors import InputError
 from mgjax.traces import traced_once
 from mgjax.types import Actions
 from mgjax.world import World
@@ -105,6 +106,36 @@ def test_without_a_cache_of_programs_nothing_is_kept(monkeypatch):
             assert traces._folder() is None
         finally:
             jax.config.update(name, before)
+
+
+def test_what_cannot_be_kept_is_traced_as_ever(folder):
+    class Refused:
+        def program(self, x):
+            if x.shape[0] == 3:
+                raise InputError("there are three")
+            return jax.pure_callback(lambda x: x + 1, x, x)  # a call of this process, which no file can hold
+
+    program = jax.jit(traced_once(Refused.program), static_argnums=0)
+    world = Refused()
+    np.testing.assert_array_equal(program(world, np.zeros(2, np.float32)), np.ones(2))
+    with pytest.raises(InputError, match="there are three"):
+        program(world, np.zeros(3, np.float32))
+    assert not files(folder)
+
+
+def test_another_device_or_a_mesh_keeps_nothing(tmp_path):
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    jax.config.update("jax_enable_compilation_cache", True)
+    try:
+        assert traces._folder() == tmp_path / "traces"
+        with jax.default_device(jax.devices()[0]):
+            assert traces._folder() is None
+        with jax.set_mesh(jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))):
+            assert traces._folder() is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before[0])
+        jax.config.update("jax_enable_compilation_cache", before[1])
 
 
 @pytest.mark.usefixtures("optimised")
