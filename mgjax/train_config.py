@@ -249,9 +249,7 @@ class RunConfig:
     sample_every: int = 1000
     control_clips: int = 0  # held-out clips that every stage is tried on when it is done, on one device
     max_nonfinite: int = 3  # steps with a non-finite loss or gradient before the run stops
-    max_starts: int = (
-        10  # in a row, none of which reached its next checkpoint, before a run says so and ends with status 2
-    )
+    max_starts: int = 10  # in a row that reach no further checkpoint, before a run says so and ends with status 2
     heartbeat_s: int = 100  # a process that is silent for longer makes the others abort
     profile: int = 0  # steps of a run, once it is warm, whose trace is written (TensorBoard, Perfetto)
     hang_s: int = 3600  # a process whose step takes longer, once compiled, says where it stands and ends with status 1
