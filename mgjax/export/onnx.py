@@ -84,8 +84,8 @@ def _apply(equation: core.JaxprEqn, inputs: list[Any]) -> Sequence[Any]:
         return evaluate(inner if hasattr(inner, "consts") else core.ClosedJaxpr(inner, ()), inputs)
     if kind == "scatter" and _writes_slots(options["dimension_numbers"]):
         return [_write_slots(*inputs)]
-    if kind == "scan" and options["length"] <= _UNROLLED:
-        return _unroll(options, inputs)
+    if kind == "scan":
+        return _unroll(options, inputs) if options["length"] <= _UNROLLED else _loop(options, inputs)
     with jax.ensure_compile_time_eval() if all(map(_known, inputs)) else contextlib.nullcontext():
         outputs = equation.primitive.bind(*inputs, **options)
     return outputs if equation.primitive.multiple_results else [outputs]
@@ -118,6 +118,19 @@ def _unroll(options: dict, inputs: list[Any]) -> list[Any]:
         outputs = evaluate(options["jaxpr"], [*fixed, *carry, *(row[number] for row in rows)])
         carry, made[number] = outputs[:carried], outputs[carried:]
     stacked = [jax.numpy.stack(part) for part in zip(*(made[number] for number in order), strict=True)]
+    return [*carry, *stacked]
+
+
+def _loop(options: dict, inputs: list[Any]) -> list[Any]:
+    """The loop as it is, around a body that is evaluated like the rest."""
+    constants, carried = options["num_consts"], options["num_carry"]
+    fixed, carry, rows = inputs[:constants], inputs[constants : constants + carried], inputs[constants + carried :]
+
+    def body(carry, row):
+        outputs = evaluate(options["jaxpr"], [*fixed, *carry, *row])
+        return outputs[:carried], outputs[carried:]
+
+    carry, stacked = jax.lax.scan(body, carry, rows, options["length"], options["reverse"])
     return [*carry, *stacked]
 
 

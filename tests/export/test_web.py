@@ -9,11 +9,12 @@ import time
 import jax
 import numpy as np
 import pytest
+from jax.extend import core
 
 import mgjax
 from mgjax.config import Settings
 from mgjax.errors import InputError
-from mgjax.export import web
+from mgjax.export import onnx, web
 from mgjax.io.actions import load_actions
 from mgjax.stream.rows import chunk_rows, to_chunks
 from mgjax.types import Actions
@@ -48,9 +49,9 @@ async ({picture, keyboard, mouse, noise, chunks, size}) => {
 """
 
 
-@pytest.fixture(scope="module")
-def model():
-    return mgjax.load("nano")
+@pytest.fixture(scope="module", params=["rooms", "nano"])
+def model(request):
+    return mgjax.load(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,7 @@ def page(folder):
         yield page
         browser.close()
     server.shutdown()
+    server.server_close()
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
@@ -168,6 +170,29 @@ def until(holds, seconds=10):
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_no_program_of_a_page_holds_what_only_jax_knows(model):
+    """Looked at before jax2onnx, so that it is seen where that is not installed."""
+    world = World(model.cfg, Settings("float32", model.world.settings.decoder, "xla"))
+    params = jax.tree.map(np.float32, model.params)
+    for call, inputs in web._programs(world, params).values():
+        closed = jax.make_jaxpr(call)(inputs)
+        found = jax.make_jaxpr(functools.partial(onnx.evaluate, closed))(jax.tree.leaves(inputs))
+        names = _primitives(found.jaxpr)
+        assert names.isdisjoint(
+            {"platform_index", "optimization_barrier", "custom_vjp_call", "custom_jvp_call", "scatter"}
+        )
+        assert {"dot_general", "conv_general_dilated"} & names
+
+
+def _primitives(jaxpr):
+    names = set()
+    for equation in jaxpr.eqns:
+        names.add(equation.primitive.name)
+        for inner in core.jaxprs_in_params(equation.params):
+            names |= _primitives(inner)
+    return names
 
 
 def test_a_page_needs_a_picture_and_an_empty_folder(tmp_path, tiny):
