@@ -134,7 +134,8 @@ function show(now) {
   walked++;
   shownTimes.push(now);
   while (now - shownTimes[0] > 2000) shownTimes.shift();
-  $("fps").textContent = `${(shownTimes.length / 2).toFixed(1)} of ${world.fps}`;
+  const steps = shownTimes.length - 1;
+  if (steps > 0) $("fps").textContent = `${((1000 * steps) / (now - shownTimes[0])).toFixed(1)} of ${world.fps}`;
   $("seconds").textContent = (walked / world.fps).toFixed(1);
   view.dataset.frames = walked;
 }

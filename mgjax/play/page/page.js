@@ -154,8 +154,8 @@ function draw(frame, now) {
   }
   shown.push(now);
   while (now - shown[0] > 4000) shown.shift();
-  const recent = shown.filter((time) => now - time < 2000).length;
-  $("fps").textContent = `${(recent / 2).toFixed(1)} of ${world.fps}`;
+  const recent = shown.filter((time) => now - time < 2000), steps = recent.length - 1;
+  if (steps > 0) $("fps").textContent = `${((1000 * steps) / (now - recent[0])).toFixed(1)} of ${world.fps}`;
   $("walked").textContent = `${(frame.number / world.fps).toFixed(1)} s`;
   $("lost").textContent = `${pacer.dropped}, ${pacer.held}`;
   if ($("measures").open) plot();
