@@ -76,7 +76,8 @@ assert all(np.isfinite(value) for value in one[1].values()), one[1]
 other, split = step(tuple(map(int, sizes)))
 paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(one)]
 for path, a, b in zip(paths, jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=path)
+    atol = 1e-4 if name == "vae" and path.startswith(("[0].params", "[1]")) else 1e-5
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol, err_msg=path)
 moved = max(float(np.abs(a - b).max()) for a, b in zip(jax.tree.leaves(start.params), jax.tree.leaves(one[0].params)))
 print("split", split, "moved", moved)
 """
@@ -91,7 +92,10 @@ CASES = [(stage, mesh) for stage in STAGES for mesh in MESHES]
 )
 def test_t5_1_one_step_on_eight_devices_equals_one(stage, mesh):
     """1e-5 in parameters, optimisers, EMA, streams and metrics, float32: sums in another order. Adam's eps is 1e-3, for
-    at 1e-8 a first step is the sign of each gradient, and that of a zero is noise."""
+    at 1e-8 a first step is the sign of each gradient, and that of a zero is noise. The slope
+    of the autoencoder's loss, of absolute differences, jumps where a pixel is met exactly: one of its 319,488 that
+    changes sides moves weights by 4.3e-5 and the gradient's norm by 3.2e-5. So do the last digits of the batch on one
+    device, or by 1e-6 where none does. Two may; gradients, in Adam's averages, are still held to 1e-5."""
     done = subprocess.run([sys.executable, "-c", PROGRAM, stage, *map(str, mesh)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     split, moved = re.search(r"split (\d+) moved (\S+)", done.stdout).groups()
