@@ -37,14 +37,12 @@ class Programs(NamedTuple):
 def programs(kind: type, *, trace_once: bool = True) -> Programs:
     """The compiled methods of the class `kind`, for this process's default backend. With `trace_once` their traces are
     kept on disk (`mgjax.traces`), for methods that are long to trace."""
-    platform = jax.default_backend()
-    short = {"compiler_options": _short_compilation(platform)}
-    options = {"compiler_options": _short_compilation(platform) | memory_order(platform)}
+    options = {"compiler_options": memory_order(jax.default_backend())}
     once = traced_once if trace_once else lambda method, static=(): method
     return Programs(
-        encode=jax.jit(once(kind.encode, (0, 3)), static_argnums=(0, 3), **short),
-        encode_video=jax.jit(once(kind.encode_video), static_argnums=0, **short),
-        begin=jax.jit(once(kind.begin), static_argnums=0, **short),
+        encode=jax.jit(once(kind.encode, (0, 3)), static_argnums=(0, 3)),
+        encode_video=jax.jit(once(kind.encode_video), static_argnums=0),
+        begin=jax.jit(once(kind.begin), static_argnums=0),
         sample=jax.jit(once(kind.sample), static_argnums=0, **options),
         decode=jax.jit(once(kind.decode), static_argnums=0, donate_argnums=4, **options),
         commit=jax.jit(once(kind.commit), static_argnums=0, donate_argnums=2, **options),
@@ -55,16 +53,10 @@ def programs(kind: type, *, trace_once: bool = True) -> Programs:
     )
 
 
-def _short_compilation(platform: str) -> dict:
-    """Options of XLA for a CPU that a player waits for. LLVM's expensive passes double the time to compile and made
-    no stream faster that was measured (BENCHMARKS.md, Play)."""
-    return {"xla_backend_optimization_level": 1} if platform == "cpu" else {}
-
-
-def memory_order(platform: str) -> dict:
+def memory_order(platform: str) -> dict | None:
     """Options of XLA for programs that must stay small. A CPU's default order puts early what can run early, and so
     holds the float32 weights of all blocks at a time."""
-    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if platform == "cpu" else {}
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if platform == "cpu" else None
 
 
 def replace_row(
