@@ -85,7 +85,7 @@ def _apply(equation: core.JaxprEqn, inputs: list[Any]) -> Sequence[Any]:
     if kind == "scatter" and _writes_slots(options["dimension_numbers"]):
         return [_write_slots(*inputs)]
     if kind == "scan":
-        return _unroll(options, inputs) if options["length"] <= _UNROLLED else _loop(options, inputs)
+        return _scan(options, inputs)
     with jax.ensure_compile_time_eval() if all(map(_known, inputs)) else contextlib.nullcontext():
         outputs = equation.primitive.bind(*inputs, **options)
     return outputs if equation.primitive.multiple_results else [outputs]
@@ -109,20 +109,8 @@ def _write_slots(ring: Any, where: Any, new: Any) -> Any:
     return ring
 
 
-def _unroll(options: dict, inputs: list[Any]) -> list[Any]:
-    constants, carried = options["num_consts"], options["num_carry"]
-    fixed, carry, rows = inputs[:constants], inputs[constants : constants + carried], inputs[constants + carried :]
-    order = range(options["length"])
-    made = {}
-    for number in reversed(order) if options["reverse"] else order:
-        outputs = evaluate(options["jaxpr"], [*fixed, *carry, *(row[number] for row in rows)])
-        carry, made[number] = outputs[:carried], outputs[carried:]
-    stacked = [jax.numpy.stack(part) for part in zip(*(made[number] for number in order), strict=True)]
-    return [*carry, *stacked]
-
-
-def _loop(options: dict, inputs: list[Any]) -> list[Any]:
-    """The loop as it is, around a body that is evaluated like the rest."""
+def _scan(options: dict, inputs: list[Any]) -> list[Any]:
+    """A loop around a body that is evaluated like the rest; a short one written out."""
     constants, carried = options["num_consts"], options["num_carry"]
     fixed, carry, rows = inputs[:constants], inputs[constants : constants + carried], inputs[constants + carried :]
 
@@ -130,8 +118,13 @@ def _loop(options: dict, inputs: list[Any]) -> list[Any]:
         outputs = evaluate(options["jaxpr"], [*fixed, *carry, *row])
         return outputs[:carried], outputs[carried:]
 
-    carry, stacked = jax.lax.scan(body, carry, rows, options["length"], options["reverse"])
-    return [*carry, *stacked]
+    if options["length"] > _UNROLLED:
+        carry, stacked = jax.lax.scan(body, carry, rows, options["length"], options["reverse"])
+        return [*carry, *stacked]
+    order, made = range(options["length"]), {}
+    for number in reversed(order) if options["reverse"] else order:
+        carry, made[number] = body(carry, [row[number] for row in rows])
+    return [*carry, *(jax.numpy.stack(part) for part in zip(*(made[number] for number in order), strict=True))]
 
 
 def _name(model: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:

@@ -149,6 +149,10 @@ def test_the_page_plays_by_keyboard_alone(model, page):
     page.goto(page.address)
     until(lambda: frames() > 20, 120)
     assert page.inner_text("#message") == ""
+    begun, first = time.monotonic(), frames()
+    page.wait_for_timeout(20_000)
+    rate = (frames() - first) / (time.monotonic() - begun)
+    print(f"{model.cfg.name}: {rate:.2f} of {model.cfg.fps} frames a second over 20 s")
     page.keyboard.down("KeyW")
     until(lambda: page.locator("#held .on").all_inner_texts() == ["W"])
     before = frames()

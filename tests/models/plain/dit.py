@@ -24,9 +24,8 @@ def stream(config, W, io, chunks=None, steps=None):
         x = noise[:, frames]
         for step, level in enumerate(sigmas[:steps]):
             taps = seen if chunk == step == 0 else {}
-            flow, _ = dit(
-                np.concatenate([x, fixed]), np.float64(np.float32(1000) * level), frames, rows, image, past, taps
-            )
+            timestep = np.float64(np.float32(1000) * level)
+            flow, _ = dit(np.concatenate([x, fixed]), timestep, frames, rows, image, past, taps)
             seen[f"flow.chunk{chunk}.step{step}"] = flow[None]
             clean = x - level * flow
             if step + 1 < len(sigmas):

@@ -57,6 +57,9 @@ weights = jax.tree.map(lambda leaf: (leaf.shape[0] ** -0.5 if leaf.ndim > 1 else
 given = {} if name == "vae" else {"dit": weights, "teacher": jax.tree.map(lambda leaf: leaf + 0.01, weights)}
 given = given if name in ("self_forcing", "long") else {k: v for k, v in given.items() if k == "dit"}
 batch = jax.tree.map(draw, stage.batch_spec(8))
+if name == "vae":  # a ramp that no picture made meets: where both are equal the gradient of their difference jumps
+    ramp = 2 + np.indices(batch.video.shape[2:4]).sum(0)[..., None]
+    batch = batch._replace(video=np.float32(ramp + 0.05 * batch.video))
 start = jax.device_get(jax.jit(lambda g: stage.init(jax.random.key(0), g))(given))
 if start.critic is not None:  # it starts as the teacher, which leaves the generator without a gradient
     start = start._replace(critic=jax.tree.map(lambda leaf: leaf + 0.01, start.critic))
@@ -76,8 +79,7 @@ assert all(np.isfinite(value) for value in one[1].values()), one[1]
 other, split = step(tuple(map(int, sizes)))
 paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(one)]
 for path, a, b in zip(paths, jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-    atol = 1e-4 if name == "vae" and path.startswith(("[0].params", "[1]")) else 1e-5
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol, err_msg=path)
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=path)
 moved = max(float(np.abs(a - b).max()) for a, b in zip(jax.tree.leaves(start.params), jax.tree.leaves(one[0].params)))
 print("split", split, "moved", moved)
 """
@@ -92,10 +94,7 @@ CASES = [(stage, mesh) for stage in STAGES for mesh in MESHES]
 )
 def test_t5_1_one_step_on_eight_devices_equals_one(stage, mesh):
     """1e-5 in parameters, optimisers, EMA, streams and metrics, float32: sums in another order. Adam's eps is 1e-3, for
-    at 1e-8 a first step is the sign of each gradient, and that of a zero is noise. The slope
-    of the autoencoder's loss, of absolute differences, jumps where a pixel is met exactly: one of its 319,488 that
-    changes sides moves weights by 4.3e-5 and the gradient's norm by 3.2e-5. So do the last digits of the batch on one
-    device, or by 1e-6 where none does. Two may; gradients, in Adam's averages, are still held to 1e-5."""
+    at 1e-8 a first step is the sign of each gradient, and that of a zero is noise."""
     done = subprocess.run([sys.executable, "-c", PROGRAM, stage, *map(str, mesh)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     split, moved = re.search(r"split (\d+) moved (\S+)", done.stdout).groups()
