@@ -34,10 +34,10 @@ class Programs(NamedTuple):
 
 
 @functools.cache
-def programs(kind: type, *, trace_once: bool = True) -> Programs:
-    """The compiled methods of the class `kind`, for this process's default backend. With `trace_once` their traces are
-    kept on disk (`mgjax.traces`), for methods that are long to trace."""
-    options = {"compiler_options": memory_order(jax.default_backend())}
+def programs(kind: type, *, trace_once: bool = True, platform: str | None = None) -> Programs:
+    """The compiled methods of the class `kind`, for this process's default backend or another `platform`. With
+    `trace_once` their traces are kept on disk (`mgjax.traces`), for methods that are long to trace."""
+    options = {"compiler_options": memory_order(platform or jax.default_backend())}
     once = traced_once if trace_once else lambda method, static=(): method
     return Programs(
         encode=jax.jit(once(kind.encode, (0, 3)), static_argnums=(0, 3)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +10,8 @@ import tyro
 
 from mgjax.config import AttentionChoice, DecoderChoice, DTypeChoice
 from mgjax.errors import InputError
+
+HERE = "here"  # of --compiled: this machine's device
 
 
 def main(
@@ -30,8 +33,9 @@ def main(
     decoder: DecoderChoice = "auto",
     dtype: DTypeChoice = "auto",
     attention: AttentionChoice = "auto",
-    compiled: bool = False,
+    compiled: tuple[str, ...] = (),
     random_weights: bool = False,
+    golden: bool = True,
     picture: tuple[Path, ...] = (),
     note: str = "",
     vendor: bool = False,
@@ -51,15 +55,19 @@ def main(
         dtype: of the artefact's computation; auto is float32 for cpu, and bfloat16 for cuda and tpu.
         attention: auto is tiled for cpu, xla for tpu and several platforms, and cudnn for cuda where it takes the
             heads.
-        compiled: put machine code for this device into the artefact, so that its first start need not compile; only
-            who trusts it uses it (`mgjax bench --cold --trust-compiled`, `mgjax.export.load(.., trust_compiled=True)`).
+        compiled: put machine code into the artefact, so that its first start need not compile: for this machine's
+            device (here), or for GPUs that need not be here, named as for `mgjax bench --target`. Only who trusts it
+            uses it (`mgjax bench --cold --trust-compiled`, `mgjax.export.load(.., trust_compiled=True)`).
         random_weights: of a preset, to try a machine without its weights.
+        golden: stream three chunks here and keep them for --check; a large world takes long to on a CPU.
         picture: what the golden chunks of an artefact and the gallery of a page begin with (default: those
             that come with a world).
         note: what the page says of its world, such as what it cannot do.
         vendor: put onnxruntime-web into the page's folder (41 MB, by npm), so that it loads nothing from elsewhere.
         overwrite: replace an artefact or a page that is there.
     """
+    # What is compiled for need not be here.
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     if sum(one is not None for one in (out, web, check)) != 1:
         raise InputError("give one of --out, --web and --check")
     if check is not None:
@@ -74,6 +82,9 @@ def main(
     for size in batch:
         if size < 1:
             raise InputError(f"--batch {size}: at least one stream is needed")
+    if compiled and out is None:
+        raise InputError("--compiled is for an artefact: name its folder (--out)")
+    targets = _targets(compiled, platform)
     found = loading.find(weights or model or loading.DEFAULT, model=model, random_weights=random_weights)
     if isinstance(found, loading.Artefact):
         raise InputError(f"{weights} is an artefact already: export the weights that it was made of")
@@ -86,23 +97,41 @@ def main(
             console.print(f"{web}, {_megabytes(web)}: serve it by any file host, or `python -m http.server -d {web}`")
         if out is not None:
             how = loading.choose_for(found, platform, dtype, attention, decoder)
-            _write(out, found.load(how), found.schema, platform, batch, pictures, overwrite, status.update)
-            if compiled:
+            _write(out, found.load(how), found.schema, platform, batch, pictures, golden, overwrite, status.update)
+            for target in targets:
                 from mgjax.export import compiled as machine_code
+                from mgjax.export.exported import open_world
 
-                status.update("compiling")
-                machine_code.add(out)
+                status.update(f"compiling for {target.name if target else 'this device'}")
+                machine_code.add(open_world(out), target)
             console.print(f"{out}, {_megabytes(out)}: `mgjax export --check {out}` tells whether it streams as here")
     return 0
 
 
-def _write(out, model, schema, platform, batch, pictures, overwrite, progress) -> None:
+def _targets(names: tuple[str, ...], platforms: tuple[str, ...]) -> list:
+    """What is compiled for, `None` for this machine's device."""
+    import jax
+
+    from mgjax.eval import targets
+
+    kind = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
+    for name in names:
+        needed = kind if name == HERE else "cuda"
+        if needed not in platforms:
+            raise InputError(f"--compiled {name} needs --platform {needed}")
+    found = [None if name == HERE else targets.find(name) for name in names]
+    for target in filter(None, found):
+        targets.place(target)  # before minutes of work: can it be compiled for?
+    return found
+
+
+def _write(out, model, schema, platform, batch, pictures, golden, overwrite, progress) -> None:
     from mgjax.export import write
 
     first = pictures[0][1] if pictures else None
     write.write(
         out, model.world, model.params, platforms=platform, batches=batch, schema=schema, picture=first,
-        overwrite=overwrite, progress=progress,
+        golden=golden, overwrite=overwrite, progress=progress,
     )  # fmt: skip
 
 

@@ -120,9 +120,21 @@ def compile_for(target: Target, function, arguments: tuple, donated: tuple[int, 
     """`function` compiled for one such GPU on a machine that need not have it; `arguments` are shapes.
 
     Raises:
-        InputError: JAX's CUDA wheels are not installed, or XLA cannot compile it for the target.
+        InputError: as `place`.
     """
     import jax
+
+    where = place(target)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), arguments)
+    return jax.jit(function, donate_argnums=donated).lower(*shapes).compile()
+
+
+def place(target: Target):
+    """The sharding that puts an array on one such GPU; what is lowered for arguments there is compiled for it.
+
+    Raises:
+        InputError: JAX's CUDA wheels are not installed, or XLA does not take the target's description.
+    """
     from jax.experimental import topologies
     from jax.sharding import NamedSharding, PartitionSpec
 
@@ -134,6 +146,4 @@ def compile_for(target: Target, function, arguments: tuple, donated: tuple[int, 
             "compiling for a GPU needs JAX's CUDA wheels, pip install 'mgjax[cuda]', but no GPU; on a machine without"
             f" one set JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 and JAX_PLATFORMS=cpu ({reason})"
         ) from None
-    place = NamedSharding(topologies.make_mesh(topology, (1,), ("x",)), PartitionSpec())
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), arguments)
-    return jax.jit(function, donate_argnums=donated).lower(*shapes).compile()
+    return NamedSharding(topologies.make_mesh(topology, (1,), ("x",)), PartitionSpec())

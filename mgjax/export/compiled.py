@@ -1,65 +1,152 @@
-"""Machine code inside an artefact: what JAX compiled for one kind of device, kept for processes that come after.
+"""Machine code inside an artefact: its programs as XLA compiled them for one kind of device, here or not.
 
-The entries are those of JAX's persistent compilation cache, whose keys are made of the program, the device, and the
-versions and options of the compiler: an entry that does not fit is not found, and the StableHLO is compiled instead.
-Machine code can do anything when it is run, so that none is taken from an artefact unless its user trusts it.
+A file holds what `jax.experimental.serialize_executable` makes of one program for one batch size. Its name tells what
+it fits: the device, the versions of jax and jaxlib, and the StableHLO that it was compiled from. What has no such file
+is compiled from its StableHLO. Machine code can do anything when it is run, and reading it unpickles: none is taken
+from an artefact unless its user trusts it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import subprocess
-import sys
-import tempfile
+import functools
+import hashlib
+import platform
+import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
+from jax.experimental import serialize_executable
+from jaxlib.version import __version__ as jaxlib_version
 
-from mgjax.errors import InputError
 from mgjax.export import artefact
-from mgjax.export.exported import load, without_paths
 from mgjax.io.files import atomic_path
+from mgjax.programs import Programs, programs
+from mgjax.types import Actions
 
-_SUFFIX = "-cache"  # of an entry; what else stands beside it says when it was used
+if TYPE_CHECKING:
+    from mgjax.eval.targets import Target
+    from mgjax.export.exported import ExportedWorld
 
 
-def add(folder: str | Path) -> int:
-    """Compiles the artefact in `folder` for the first local device, in a process of its own, and puts the machine code
-    into it. Returns how many bytes that is.
+def add(world: ExportedWorld, target: Target | None = None) -> int:
+    """Compiles the programs of an artefact for the first local device, or for a GPU that need not be here, and puts the
+    machine code into it. Returns how many bytes that is.
+
+    Without the GPU nothing is tried out on it: XLA takes the kernels that it expects to be fastest.
 
     Raises:
-        InputError: the artefact is damaged or for other devices.
+        InputError: it cannot be compiled for the target (`mgjax.eval.targets.compile_for`).
     """
-    folder = Path(folder)
-    manifest = artefact.read_manifest(folder)
-    with tempfile.TemporaryDirectory() as cache:
-        code = "import sys; from mgjax.export import compiled; compiled.fill(*sys.argv[1:])"
-        done = subprocess.run([sys.executable, "-c", code, folder, cache], capture_output=True, text=True)
-        if done.returncode:
-            raise InputError(f"{folder} could not be compiled: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
-        entries = sorted(path for path in Path(cache).iterdir() if path.name.endswith(_SUFFIX))
-        with atomic_path(folder / artefact.COMPILED, folder=True, replace=True) as temporary:
-            temporary.mkdir()
-            for entry in entries:
-                shutil.copyfile(entry, temporary / entry.name)
-    made = {f"{artefact.COMPILED}/{entry.name}": folder / artefact.COMPILED / entry.name for entry in entries}
-    others = {name: digest for name, digest in manifest.files.items() if Path(name).parts[0] != artefact.COMPILED}
-    files = others | {name: artefact.sha256(path) for name, path in made.items()}
-    artefact.write_manifest(folder, dataclasses.replace(manifest, files=files))
-    return sum(path.stat().st_size for path in made.values())
+    if target is None:
+        device, place = device_name(jax.local_devices()[0]), None
+        run = programs(type(world), trace_once=False)
+    else:
+        from mgjax.eval import targets
+
+        device, place = target.name, targets.place(target)
+        run = programs(type(world), trace_once=False, platform="cuda")
+    files = {}
+    for batch in world.manifest.batches:
+        for name, shapes in arguments(world, batch).items():
+            shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)
+            content, _, _ = serialize_executable.serialize(getattr(run, name).lower(world, *shapes).compile())
+            file = file_of(world.manifest, name, batch, device)
+            with atomic_path(world.folder / file) as temporary:
+                temporary.write_bytes(content)
+            files[file] = len(content)
+    manifest = artefact.read_manifest(world.folder, verify=False)
+    sums = {file: artefact.sha256(world.folder / file) for file in files}
+    artefact.write_manifest(world.folder, dataclasses.replace(manifest, files=manifest.files | sums))
+    return sum(files.values())
 
 
-def fill(folder: str, cache: str) -> None:
-    """Streams two chunks for every batch size with `cache` as JAX's compilation cache. For a process of its own."""
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    without_paths()
-    model = load(folder)
-    blank = np.zeros((model.cfg.height, model.cfg.width, 3), np.uint8)
-    for batch in artefact.read_manifest(Path(folder), verify=False).batches:
-        session = model.start(blank, seeds=list(range(batch)))
-        for _ in range(2):
-            session.step(np.zeros((model.cfg.chunk_frames, model.cfg.dit.action.keyboard_dim)))
+@functools.lru_cache(maxsize=8)
+def arguments(world: ExportedWorld, batch: int) -> dict[str, tuple]:
+    """Shapes of what the methods of a world are called with, but for the world itself."""
+    cfg, params = world.cfg, world.param_shapes()
+    action, streaming, state = cfg.dit.action, world.streaming(params), world.state_shapes(batch)
+    image = jax.ShapeDtypeStruct((batch, cfg.height, cfg.width, 3), jnp.float32)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
+    rows = Actions(
+        *(jax.ShapeDtypeStruct((batch, cfg.chunk_frames, width), jnp.float32)
+          for width in (action.keyboard_dim, action.mouse_dim))
+    )  # fmt: skip
+    stream = state._replace(decoder=None)
+    latents = jax.eval_shape(world.sample, streaming, stream, rows)
+    return {
+        "encode": (params, image, None),
+        "begin": (streaming, jax.eval_shape(world.encode, params, image), keys),
+        "sample": (streaming, stream, rows),
+        "decode": (streaming, latents, state.position, state.decoder),
+        "commit": (streaming, stream, rows, latents),
+        "chunk_step": (streaming, state, rows),
+    }
+
+
+def device_name(device: jax.Device) -> str:
+    """The kind of a device that machine code fits; of a CPU, the instructions that it has."""
+    if device.platform != "cpu":
+        return device.device_kind
+    try:
+        found = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    instructions = " ".join(sorted(found[1].split())) if found else platform.processor()
+    return f"cpu {platform.machine()} {hashlib.sha256(instructions.encode()).hexdigest()[:8]}"
+
+
+def file_of(manifest: artefact.Manifest, name: str, batch: int, device: str) -> str:
+    """Where an artefact has the machine code of a program for `device` and the versions at hand."""
+    program = manifest.files[manifest.programs[name].files[str(batch)]][:16]
+    place = re.sub(r"[^a-z0-9]+", "-", device.lower())
+    return f"{artefact.COMPILED}/{place}.jax-{jax.__version__}.jaxlib-{jaxlib_version}/{name}.b{batch}.{program}"
+
+
+@functools.lru_cache(maxsize=8)
+def trusted(world: ExportedWorld) -> Programs:
+    """The methods of an artefact's world, with its machine code where it has some for the first local device."""
+    whole = programs(type(world), trace_once=False)
+    device = jax.local_devices()[0]
+    found = {}
+    for batch in world.manifest.batches:
+        for name in arguments(world, batch):
+            file = file_of(world.manifest, name, batch, device_name(device))
+            if file in world.manifest.files and (world.folder / file).is_file():
+                found.setdefault(name, {})[batch] = file
+    return whole._replace(**{name: _taken(world, name, getattr(whole, name), files) for name, files in found.items()})
+
+
+def _taken(world: ExportedWorld, name: str, method: Callable, files: dict[int, str]) -> Callable:
+    """`method`, by machine code for the numbers of streams that have a file."""
+
+    @functools.cache
+    def executable(batch: int) -> Callable | None:
+        return _read(world, name, batch, world.folder / files[batch]) if batch in files else None
+
+    def call(world: ExportedWorld, params: dict, *arrays: Any) -> Any:
+        code = executable(jax.tree.leaves(arrays)[0].shape[0])
+        return method(world, params, *arrays) if code is None else code(params, *arrays)
+
+    return call
+
+
+def _read(world: ExportedWorld, name: str, batch: int, path: Path) -> Callable | None:
+    """The machine code in `path`; None, with a warning, where this machine does not take it."""
+    shapes = arguments(world, batch)[name]
+    results = jax.eval_shape(functools.partial(getattr(world, name)), *shapes)
+    try:
+        return serialize_executable.deserialize_and_load(
+            path.read_bytes(),
+            jax.tree.structure((shapes, {})),
+            jax.tree.structure(results),
+            execution_devices=jax.local_devices()[:1],
+        )
+    except Exception as error:  # of whatever XLA thinks of it; the StableHLO is there
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        warnings.warn(f"{path} cannot be used here and is compiled anew: {reason}", stacklevel=2)
+        return None

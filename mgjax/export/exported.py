@@ -5,8 +5,8 @@ Nothing here imports flax, optax, Orbax or the networks.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import shutil
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,9 +20,8 @@ from safetensors import SafetensorError, safe_open
 
 from mgjax.config import Settings, WorldConfig
 from mgjax.errors import InputError
-from mgjax.export import artefact
+from mgjax.export import artefact, compiled
 from mgjax.export.artefact import Manifest, flatten, nest
-from mgjax.io.files import atomic_path
 from mgjax.programs import Programs, programs
 from mgjax.stream.model import Model
 from mgjax.types import Actions, Frames, ImageCondition, StreamState
@@ -38,6 +37,7 @@ class ExportedWorld:
 
     folder: Path
     manifest: Manifest
+    trusted: bool = False  # machine code that the artefact brings may be run
 
     def __hash__(self) -> int:
         return hash((self.folder, self.manifest.fingerprint))
@@ -69,8 +69,9 @@ class ExportedWorld:
         )
 
     def programs(self) -> Programs:
-        """The methods, compiled; one set for all artefacts of this process."""
-        return programs(ExportedWorld, trace_once=False)
+        """The methods, compiled; one set for all artefacts of this process, and one of each whose machine code is
+        trusted."""
+        return compiled.trusted(self) if self.trusted else programs(ExportedWorld, trace_once=False)
 
     def encode(self, params: dict, image: jax.Array, horizon: int | None = None) -> ImageCondition:
         """As `World.encode`; the whole of the condition whatever `horizon` says."""
@@ -149,8 +150,7 @@ def load(folder: str | Path, *, trust_compiled: bool = False) -> Model:
     if platform not in world.manifest.platforms:
         made = ", ".join(world.manifest.platforms)
         raise InputError(f"{folder} was exported for {made}, and this device is {platform}")
-    if trust_compiled:
-        _take_compiled(world.folder, world.manifest)
+    world = dataclasses.replace(world, trusted=trust_compiled)
     params = nest(_weights(world.folder / artefact.WEIGHTS, world.manifest, device))
     return Model(world, params, str(folder))
 
@@ -158,29 +158,6 @@ def load(folder: str | Path, *, trust_compiled: bool = False) -> Model:
 def open_world(folder: str | Path, *, verify: bool = False) -> ExportedWorld:
     """The world of the artefact in `folder`; with `verify` all its files are compared with their checksums first."""
     return ExportedWorld(Path(folder).resolve(), artefact.read_manifest(Path(folder), verify=verify))
-
-
-def without_paths() -> None:
-    """Keeps the cache's own folder out of the keys of its entries, which XLA's caches of parts would put there: machine
-    code fits wherever it lies."""
-    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
-
-
-def _take_compiled(folder: Path, manifest: Manifest) -> None:
-    """Puts the artefact's machine code where JAX looks for that of programs that it has compiled before: under keys
-    made of the program, the device, and the versions and options of the compiler."""
-    place = jax.config.values["jax_compilation_cache_dir"]
-    if place is None:
-        raise InputError("the machine code of an artefact goes into JAX's compilation cache, and there is none")
-    without_paths()
-    Path(place).mkdir(parents=True, exist_ok=True)
-    for name in manifest.files:
-        source = folder / name
-        if name.startswith(f"{artefact.COMPILED}/") and source.is_file():
-            target = Path(place) / source.name
-            if not target.exists():
-                with atomic_path(target) as temporary:
-                    shutil.copyfile(source, temporary)
 
 
 def _weights(path: Path, manifest: Manifest, device: jax.Device) -> dict[str, jax.Array]:

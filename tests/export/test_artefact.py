@@ -13,8 +13,9 @@ import pytest
 import mgjax
 from mgjax.config import PRESETS, LinearConfig, SamplerConfig, Settings
 from mgjax.errors import InputError
+from mgjax.eval import targets
 from mgjax.export import artefact, compiled, exported, write
-from mgjax.export.check import check
+from mgjax.export.check import check, save_golden
 from mgjax.export.functions import functions
 from mgjax.stream.model import Model
 from mgjax.stream.session import Session
@@ -202,31 +203,83 @@ def test_an_artefact_is_loaded_without_the_training_code(folder):
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.slow
-def test_machine_code_that_is_trusted_is_not_compiled_again(copy, tmp_path):
-    from mgjax.eval import cold
+def _compiled_of(caplog, session):
+    """Names of a stream's programs that were compiled for its next chunk."""
+    caplog.clear()
+    with jax.log_compiles():
+        frames = session.step("wd")[0]
+    text = "\n".join(record.getMessage() for record in caplog.records)
+    return {name for name in ("sample", "decode", "commit") if f"XLA compilation of jit({name})" in text}, frames
 
-    assert compiled.add(copy) > 0
-    assert artefact.read_manifest(copy).files.keys() >= {"weights.safetensors"}
-    code = (
-        "import sys, jax, numpy, mgjax.export as e; jax.config.update('jax_compilation_cache_dir', sys.argv[2]);"
-        "jax.config.update('jax_explain_cache_misses', True);"
-        "m = e.load(sys.argv[1], trust_compiled=sys.argv[3] == 'yes'); r = numpy.zeros((m.cfg.chunk_frames, 4));"
-        "s = m.start(numpy.zeros((m.cfg.height, m.cfg.width, 3), numpy.uint8)); s.step(r); s.step(r)"
-    )
 
-    def misses(trust):
-        command = [sys.executable, "-c", code, copy, tmp_path / trust, trust]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return {name for name in ("encode", "begin", "sample", "decode", "commit") if f"'jit_{name}'" in done.stderr}
+def test_machine_code_that_is_trusted_is_run_and_nothing_compiled(model, copy, caplog):
+    assert compiled.add(exported.open_world(copy)) > 0
+    picture = _picture(model.cfg)
+    trusted = exported.load(copy, trust_compiled=True)
+    ours, its = model.start(picture, seed=4), trusted.start(picture, seed=4)
+    for _ in range(2):
+        names, frames = _compiled_of(caplog, its)
+        assert names == set()
+        np.testing.assert_array_equal(frames, ours.step("wd")[0])
+    fork = its.fork()
+    np.testing.assert_array_equal(fork.step("a")[0], ours.fork().step("a")[0])
+    its.replace(0, picture, seed=5)
+    np.testing.assert_array_equal(its.step("a")[0], model.start(picture, seed=5).step("a")[0])
+    names, _ = _compiled_of(caplog, exported.load(copy).start(picture))
+    assert names == {"sample", "decode", "commit"}  # of whom nobody trusts, nothing is run
 
-    assert misses("yes") == set()
-    assert misses("no") == {"encode", "begin", "sample", "decode", "commit"}
-    times = cold.measure(str(copy), artefact=True, trust_compiled=True)
-    assert times["first"]["all"] > 0
+
+def test_machine_code_for_others_is_left_alone_and_what_is_not_taken_is_compiled(model, copy, caplog, monkeypatch):
+    picture = _picture(model.cfg)
+    expected = model.start(picture).step("wd")[0]
+    compiled.add(exported.open_world(copy))
+    monkeypatch.setattr(compiled, "device_name", lambda device: "cpu of another kind")
+    names, frames = _compiled_of(caplog, exported.load(copy, trust_compiled=True).start(picture))
+    assert names == {"sample", "decode", "commit"}
+    np.testing.assert_array_equal(frames, expected)
+    monkeypatch.undo()
+    (path,) = (copy / artefact.COMPILED).glob("*/sample.*")
+    path.write_bytes(b"of another format")
+    with pytest.raises(InputError, match=r"sample.* was changed"):
+        exported.load(copy, trust_compiled=True)
+    manifest = artefact.read_manifest(copy, verify=False)
+    files = manifest.files | {str(path.relative_to(copy)): artefact.sha256(path)}
+    artefact.write_manifest(copy, dataclasses.replace(manifest, files=files))
+    session = exported.load(copy, trust_compiled=True).start(picture)
+    with pytest.warns(UserWarning, match="cannot be used here and is compiled anew"):
+        names, frames = _compiled_of(caplog, session)
+    assert names == {"sample"}
+    np.testing.assert_array_equal(frames, expected)
     # The machine code is a cache: without it the artefact is whole.
     shutil.rmtree(copy / artefact.COMPILED)
-    exported.load(copy)
+    assert exported.load(copy, trust_compiled=True).start(picture).step("wd")
+
+
+def test_machine_code_for_a_gpu_that_is_not_here(tmp_path, small, monkeypatch):
+    monkeypatch.setenv("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    target = targets.find("h100_sxm")
+    try:
+        targets.place(target)
+    except InputError as error:
+        pytest.skip(str(error))
+    world = World(_linear(small), Settings("bfloat16", attention="xla"))
+    params = {name: tree for name, tree in world.init(jax.random.key(0)).items() if name in ("dit", "vae")}
+    write.write(tmp_path / "gpu", world, params, platforms=("cuda",), batches=(1, 2), golden=False)
+    assert compiled.add(exported.open_world(tmp_path / "gpu"), target) > 0
+    files = [name for name in artefact.read_manifest(tmp_path / "gpu").files if name.startswith(artefact.COMPILED)]
+    assert len(files) == 2 * len(artefact.PROGRAMS)
+    for name in files:
+        assert "nvidia-h100-80gb-hbm3" in name
+        assert b"sm_90a" in (tmp_path / "gpu" / name).read_bytes()
+
+
+def test_a_device_without_cudnn_keeps_golden_chunks_for_one_that_has_it(tmp_path, small):
+    world = World(_linear(small), Settings("bfloat16", attention="cudnn"))
+    params = world.init(jax.random.key(0))
+    plain = dataclasses.replace(world, settings=dataclasses.replace(world.settings, attention="xla"))
+    save_golden(tmp_path / "cudnn", world, params)
+    save_golden(tmp_path / "plain", plain, params)
+    assert (tmp_path / "cudnn").read_bytes() == (tmp_path / "plain").read_bytes()
 
 
 @pytest.mark.slow
