@@ -170,8 +170,8 @@ def _target(console, model, weights, decoder, dtype, attention, name, share, jso
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from rich.table import Table
 
-    from mgjax import loading
-    from mgjax.eval import bench, counts, targets
+    from mgjax import loading, targets
+    from mgjax.eval import bench, counts
     from mgjax.io.files import atomic_path
 
     if not 0 < share <= 1:

@@ -112,7 +112,7 @@ def _targets(names: tuple[str, ...], platforms: tuple[str, ...]) -> list:
     """What is compiled for, `None` for this machine's device."""
     import jax
 
-    from mgjax.eval import targets
+    from mgjax import targets
 
     kind = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
     for name in names:

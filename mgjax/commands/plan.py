@@ -21,13 +21,15 @@ def main(
     devices: int = 8,
     hbm: float = 80.0,
     stage: str = "all",
-    target: Annotated[Path | None, tyro.conf.arg(help="XLA description of a GPU (needs the extra `cuda`)")] = None,
+    target: Annotated[
+        str | None, tyro.conf.arg(help="a GPU that need not be here, as of `mgjax bench --target` (extra `cuda`)")
+    ] = None,
 ) -> int:
     """Compiles every stage's step at its full size for virtual devices and prints what one needs. Makes no array.
 
     Without --target the programs are compiled for CPU devices, with attention in tiles in place of the fused kernel:
-    "temporary" then holds a tile's logits, which a GPU's kernel does not keep. With --target, a GPU description such as
-    XLA's h100_sxm.txtpb, they are compiled for that GPU, with the config's own attention.
+    "temporary" then holds a tile's logits, which a GPU's kernel does not keep. With --target they are compiled for
+    that GPU, with the config's own attention.
 
     Exits with 1 if a stage does not fit.
 
@@ -52,10 +54,10 @@ def main(
 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 1 if target else devices)
-    from mgjax import sharding
-    from mgjax.train.run.plan import HEAD, gpu_devices, plan_stage, row
+    from mgjax import sharding, targets
+    from mgjax.train.run.plan import HEAD, plan_stage, row
 
-    found = gpu_devices(target, devices) if target else jax.devices()
+    found = targets.devices(targets.find(target), devices) if target else jax.devices()
     mesh = sharding.make_mesh(cfg.mesh, found)
     fits = True
     print(HEAD, flush=True)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mgjax.eval.targets import Target, compile_for
+from mgjax.targets import Target, compile_for
 from mgjax.types import Actions
 from mgjax.world import World
 

@@ -29,8 +29,8 @@ from mgjax.programs import Programs, programs
 from mgjax.types import Actions
 
 if TYPE_CHECKING:
-    from mgjax.eval.targets import Target
     from mgjax.export.exported import ExportedWorld
+    from mgjax.targets import Target
 
 
 def add(world: ExportedWorld, target: Target | None = None) -> int:
@@ -40,13 +40,13 @@ def add(world: ExportedWorld, target: Target | None = None) -> int:
     Without the GPU nothing is tried out on it: XLA takes the kernels that it expects to be fastest.
 
     Raises:
-        InputError: it cannot be compiled for the target (`mgjax.eval.targets.compile_for`).
+        InputError: it cannot be compiled for the target (`mgjax.targets.compile_for`).
     """
     if target is None:
         device, place = device_name(jax.local_devices()[0]), None
         run = programs(type(world), trace_once=False)
     else:
-        from mgjax.eval import targets
+        from mgjax import targets
 
         device, place = target.name, targets.place(target)
         run = programs(type(world), trace_once=False, platform="cuda")

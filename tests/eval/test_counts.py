@@ -4,8 +4,9 @@ import importlib.util
 
 import pytest
 
+from mgjax import targets
 from mgjax.errors import InputError
-from mgjax.eval import counts, targets
+from mgjax.eval import counts
 
 pytestmark = pytest.mark.usefixtures("optimised")
 

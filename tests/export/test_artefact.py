@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import mgjax
+from mgjax import targets
 from mgjax.config import PRESETS, LinearConfig, SamplerConfig, Settings
 from mgjax.errors import InputError
-from mgjax.eval import targets
 from mgjax.export import artefact, compiled, exported, write
 from mgjax.export.check import check, save_golden
 from mgjax.export.functions import functions

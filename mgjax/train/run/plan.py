@@ -7,14 +7,12 @@ import math
 import re
 import time
 from collections import Counter
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from mgjax import flops, sharding
-from mgjax.errors import InputError
 from mgjax.models import codecs, dit, taehv
 from mgjax.programs import memory_order
 from mgjax.train.run.loop import abstract_state, jit_step
@@ -60,23 +58,6 @@ def row(name: str, needs: Plan, hbm: float) -> str:
     numbers = " | ".join(f"{size / 1e9:.2f}" for size in sizes)
     fits = "yes" if needs.total <= hbm * 1e9 else "NO"
     return f"| {name} | {numbers} | {fits} | {needs.flops / 1e15:.3g} | {needs.seconds:.0f} | {moved or 'none'} |"
-
-
-def gpu_devices(target: Path, count: int) -> list:
-    """`count` absent GPUs of one machine, as the XLA description `target` says they are.
-
-    Raises:
-        InputError: no such description, or JAX's CUDA plugin is not installed.
-    """
-    from jax.experimental import topologies
-
-    try:
-        found = topologies.get_topology_desc(platform="cuda", target_config=target.read_text(), topology=f"1x{count}x1")
-    except OSError as error:
-        raise InputError(f"cannot read {target}: {error.strerror}") from None
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise InputError(f"cannot compile for {target}: {str(error).splitlines()[0]}") from None
-    return list(found.devices)
 
 
 def plan_stage(cfg: TrainConfig, name: str, mesh: Mesh, attention: str | None = None) -> Plan:

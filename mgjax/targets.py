@@ -133,17 +133,32 @@ def place(target: Target):
     """The sharding that puts an array on one such GPU; what is lowered for arguments there is compiled for it.
 
     Raises:
-        InputError: JAX's CUDA wheels are not installed, or XLA does not take the target's description.
+        InputError: as `devices`.
     """
     from jax.experimental import topologies
     from jax.sharding import NamedSharding, PartitionSpec
 
+    mesh = topologies.make_mesh(_topology(target, 1), (1,), ("x",))
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def devices(target: Target, count: int) -> list:
+    """`count` such GPUs of one machine, which programs can be compiled for and nothing can be put on.
+
+    Raises:
+        InputError: JAX's CUDA wheels are not installed, or XLA does not take the target's description.
+    """
+    return list(_topology(target, count).devices)
+
+
+def _topology(target: Target, count: int):
+    from jax.experimental import topologies
+
     try:
-        topology = topologies.get_topology_desc(platform="cuda", target_config=target.text, topology="1x1x1")
+        return topologies.get_topology_desc(platform="cuda", target_config=target.text, topology=f"1x{count}x1")
     except Exception as error:  # of a plugin that is not there, or of the description
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
             "compiling for a GPU needs JAX's CUDA wheels, pip install 'mgjax[cuda]', but no GPU; on a machine without"
             f" one set JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 and JAX_PLATFORMS=cpu ({reason})"
         ) from None
-    return NamedSharding(topologies.make_mesh(topology, (1,), ("x",)), PartitionSpec())
