@@ -66,8 +66,6 @@ def main(
         vendor: put onnxruntime-web into the page's folder (41 MB, by npm), so that it loads nothing from elsewhere.
         overwrite: replace an artefact or a page that is there.
     """
-    # What is compiled for need not be here.
-    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     if sum(one is not None for one in (out, web, check)) != 1:
         raise InputError("give one of --out, --web and --check")
     if check is not None:
@@ -110,16 +108,18 @@ def main(
 
 def _targets(names: tuple[str, ...], platforms: tuple[str, ...]) -> list:
     """What is compiled for, `None` for this machine's device."""
+    if set(names) - {HERE}:
+        os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # those GPUs need not be here
     import jax
 
     from mgjax import targets
 
     kind = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
+    found = [None if name == HERE else targets.find(name) for name in names]
     for name in names:
         needed = kind if name == HERE else "cuda"
         if needed not in platforms:
             raise InputError(f"--compiled {name} needs --platform {needed}")
-    found = [None if name == HERE else targets.find(name) for name in names]
     for target in filter(None, found):
         targets.place(target)  # before minutes of work: can it be compiled for?
     return found

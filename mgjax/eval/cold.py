@@ -66,7 +66,9 @@ def _start(name: str, options: dict[str, Any], cache: str) -> dict[str, float]:
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("times ")]
     if done.returncode or not lines:
-        raise InputError((done.stderr.strip().splitlines() or ["no frame came"])[-1].removeprefix("mgjax.errors."))
+        raise InputError(
+            (done.stderr.strip().splitlines() or ["no frame came"])[-1].removeprefix("mgjax.errors.InputError: ")
+        )
     times = json.loads(lines[-1].removeprefix("times "))
     parts = np.diff([started, *times[1:]])
     return {**dict(zip(STEPS, map(float, parts), strict=True)), "all": times[-1] - started}
