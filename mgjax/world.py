@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from mgjax.config import DiTConfig, Settings, WorldConfig
 from mgjax.diffusion import rollout
@@ -95,13 +95,13 @@ class World:
         features = clip.features(params, self.cfg, image, dtype=self.dtype)
         return ImageCondition(latents.astype(jnp.float32), features)
 
-    def encode_video(self, params: Params, video: Float[Array, "b f h w 3"]) -> Float[Array, "b t h w c"]:
+    def encode_video(self, params: Params, video: Float[Array, "b f h w 3"]) -> Float[Array, "b t hl wl c"]:
         """Latents of videos in [-1, 1] of 1 + 4 (t - 1) frames, as `prefill` takes them."""
         latents = codecs.of(self.cfg.vae).encode(params["vae"], self.cfg.vae, video, dtype=self.dtype)
         return latents.astype(jnp.float32)
 
-    def begin(self, params: Params, condition: ImageCondition, keys: PRNGKeyArray) -> StreamState:
-        """The state of new streams, one a picture; `keys` [b] are what their noise is drawn from."""
+    def begin(self, params: Params, condition: ImageCondition, keys: Key[Array, " b"]) -> StreamState:
+        """The state of new streams, one a picture; `keys` are what their noise is drawn from."""
         cfg, batch = self.cfg.dit, keys.shape[0]
         widths = cfg.action.keyboard_dim, cfg.action.mouse_dim
         codec, codec_cfg = self._codec

@@ -13,13 +13,13 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from mgjax.diffusion.schedule import NUM_TIMESTEPS
 
 
-def expand(sigma: Float[Array, "*b"], like: Float[Array, "*shape"]) -> Float[Array, "*ones"]:
-    """`sigma` with axes of length one for those that `like` has behind it."""
+def expand(sigma: Shaped[Array, "*b"], like: Shaped[Array, "*shape"]) -> Shaped[Array, "*ones"]:
+    """`sigma`, or a flag of each sample, with axes of length one for those that `like` has behind it."""
     return sigma.reshape(*sigma.shape, *(1,) * (like.ndim - sigma.ndim))
 
 

@@ -76,7 +76,7 @@ class _Released(nn.Module):
 
     cfg: ActionConfig
     dim: int
-    dtype: jnp.dtype
+    dtype: jax.typing.DTypeLike
 
     def declare_unused(self):
         for name in ("unused_q_scale", "unused_k_scale"):
@@ -128,7 +128,7 @@ class ActionInjection(nn.Module):
 
     cfg: ActionConfig
     dim: int
-    dtype: jnp.dtype
+    dtype: jax.typing.DTypeLike
 
     @nn.compact
     def __call__(self, x, context: Context, sight: Sight):

@@ -10,6 +10,7 @@ LN is a LayerNorm without weights; (shift1, scale1, gate1, shift2, scale2, gate2
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
@@ -32,7 +33,7 @@ class Attention(nn.Module):
     """Projections of a self- or cross-attention; q and k are RMS-normed over the whole width before the heads part."""
 
     cfg: DiTConfig
-    dtype: jnp.dtype
+    dtype: jax.typing.DTypeLike
     kind: AttentionKind
 
     def setup(self):
@@ -77,7 +78,7 @@ class Attention(nn.Module):
 
 class FeedForward(nn.Module):
     cfg: DiTConfig
-    dtype: jnp.dtype
+    dtype: jax.typing.DTypeLike
 
     @nn.compact
     def __call__(self, x):
@@ -90,7 +91,7 @@ class Block(nn.Module):
 
     cfg: DiTConfig
     has_action: bool
-    dtype: jnp.dtype
+    dtype: jax.typing.DTypeLike
     attention: AttentionKind = "xla"
 
     def setup(self):
@@ -111,7 +112,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b t s d"],
-        e0: Float[Array, "b t 6 d"],
+        e0: Float[Array, "#b #t 6 d"],
         image: KV | None,
         context: Context,
         sight: Sight,

@@ -72,7 +72,7 @@ class ImageTokens(nn.Module):
     """CLIP features [b, i, image_dim] -> the tokens [b, i, d] that cross-attention sees."""
 
     cfg: DiTConfig
-    dtype: jnp.dtype
+    dtype: jax.typing.DTypeLike
 
     @nn.compact
     def __call__(self, features):
@@ -282,7 +282,7 @@ def _run(params, cfg, x, timestep, chunk: Chunk, dtype, attention):
     e, e0 = _embed_time(params, cfg, timestep, chunk.context)
     x = _embed(params, cfg, x, timestep, chunk.condition, dtype)
 
-    def body(has_action, variables, x, image: KV, past: BlockKV):
+    def body(has_action, variables, x, image: KV | None, past: BlockKV):
         sight = Sight(past=past, filled=filled(cfg, chunk.position))
         return Block(cfg, has_action, dtype, attention).apply(variables, x, e0, image, chunk.context, sight)
 

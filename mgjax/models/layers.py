@@ -35,7 +35,7 @@ class Dense(nn.Module):
 
     features: int
     use_bias: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -53,7 +53,7 @@ class JoinDense(nn.Module):
     """Linear(concat(x, y)), where y has length-one axes beside x: its part is computed once and broadcast."""
 
     features: int
-    dtype: jnp.dtype
+    dtype: jax.typing.DTypeLike
 
     @nn.compact
     def __call__(self, x: Array, y: Array) -> Array:

@@ -30,7 +30,7 @@ class Refinement(nn.Module):
     """Latents [b, t, hl, wl, c] -> what is added to the blocks that they decode to [b, t, hl, wl, d]."""
 
     cfg: LinearConfig
-    dtype: jnp.dtype
+    dtype: jax.typing.DTypeLike
 
     @nn.compact
     def __call__(self, latents):

@@ -54,7 +54,7 @@ def params(golden):
 
 
 def test_parity_preprocess(io):
-    image = np.moveaxis(io["image"], 1, -1)
+    image = jnp.moveaxis(io["image"], 1, -1)
     # Both are float32; the order of the sums differs.
     assert relative(clip.preprocess(CFG, image), np.moveaxis(io["preprocessed"], 1, -1)) < 1e-5
 

@@ -31,8 +31,9 @@ def params(blocks):
 
 
 def test_what_has_as_many_components_is_held_exactly(params, blocks):
-    video = linear.from_blocks(CFG, blocks[:24].reshape(2, 1, 3, 4, -1))
-    latents = linear._product(params["encoder"], blocks[:24].reshape(2, 1, 3, 4, -1), jnp.float32)
+    whole = jnp.asarray(blocks[:24].reshape(2, 1, 3, 4, -1))
+    video = linear.from_blocks(CFG, whole)
+    latents = linear._product(params["encoder"], whole, jnp.float32)
     frames, cache = linear.decode_step(params, CFG, latents, jnp.zeros(2, bool), {})
     assert cache == {}
     assert np.abs(video).max() < 1
@@ -40,7 +41,7 @@ def test_what_has_as_many_components_is_held_exactly(params, blocks):
 
 
 def test_latents_have_variance_1_and_begin_with_the_largest_component(params, blocks):
-    deviation = np.asarray(linear._product(params["encoder"], blocks, jnp.float32)).std(0)
+    deviation = np.asarray(linear._product(params["encoder"], jnp.asarray(blocks), jnp.float32)).std(0)
     np.testing.assert_allclose(np.mean(deviation**2), 1, rtol=1e-3)
     assert np.all(np.diff(deviation) < 0)
     # Half of 32 to 1 in decibels; the draw of 400 blocks is within a tenth of it.
