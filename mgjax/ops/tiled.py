@@ -38,7 +38,11 @@ def tiled_attention(
         seen = (jnp.arange(keys) < length[:, None]).astype(q.dtype)
         k, v = (jnp.where(seen[..., None, None] > 0, x, 0) for x in (k, v))
     group = _divisor(rows, _TILE // (queries * keys))
-    size = _divisor(queries, _TILE // (group * keys))
+    size, most = _divisor(queries, _TILE // (group * keys)), min(queries, max(1, _TILE // (group * keys)))
+    if size <= most // 2:  # such as 1, of a prime number: queries of zeros make whole tiles
+        size = most
+        q = jnp.pad(q, ((0, 0), (0, -queries % size), (0, 0), (0, 0)))
+    padded = q.shape[1]
     parts = (q * jnp.asarray(width**-0.5, q.dtype), k, v, jnp.broadcast_to(seen[..., None, None], (*k.shape[:3], 8)))
     q, k, v, seen = (rearrange(x, "b n k e -> (b k) n e") for x in parts)
 
@@ -51,7 +55,7 @@ def tiled_attention(
     else:
         grouped = (x.reshape(rows // group, group, *x.shape[1:]) for x in (q, k, v, seen))
         out = jax.lax.map(lambda args: attend(*args), tuple(grouped))
-    return rearrange(out.reshape(rows, queries, width), "(b k) n e -> b n k e", b=batch)
+    return rearrange(out.reshape(rows, padded, width), "(b k) n e -> b n k e", b=batch)[:, :queries]
 
 
 def _divisor(number: int, limit: int) -> int:

@@ -51,6 +51,24 @@ def test_gradients_hold_where_all_logits_are_far_from_zero(logit, monkeypatch):
         np.testing.assert_allclose(other, one, atol=1e-3 * np.abs(one).max())
 
 
+@pytest.mark.parametrize(("queries", "logits"), [(61, "f32[1,16,92]"), (60, "f32[1,15,92]"), (8, "f32[2,8,92]")])
+def test_a_prime_number_of_queries_makes_tiles_as_large_as_any(queries, logits, monkeypatch):
+    """1e-6: sums of 92 float32 products in another order."""
+    monkeypatch.setattr(tiled, "_TILE", 16 * 92)
+    q, k, v, seed = (
+        jax.random.normal(key, (2, n, 1, 8))
+        for key, n in zip(jax.random.split(jax.random.key(0), 4), (queries, 92, 92, queries), strict=True)
+    )
+    length = jnp.array([70, 3])
+
+    def value(kind):
+        return jax.value_and_grad(lambda *x: (attention(*x, length, kind) * seed).sum(), argnums=(0, 1, 2))
+
+    assert logits in str(jax.make_jaxpr(lambda q: attention(q, k, v, length, "tiled"))(q))
+    for one, other in zip(*(jax.tree.leaves(value(kind)(q, k, v)) for kind in ("xla", "tiled")), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_tiled_keeps_logits_of_one_tile():
     """The reference keeps 4096 x 4096 logits of 2 heads in float32; a tile has 1024 queries."""
     shape = jax.ShapeDtypeStruct((1, 4096, 2, 8), jnp.float32)
