@@ -165,6 +165,16 @@ def test_the_scan_and_given_latents_are_the_same_stream(model):
     np.testing.assert_array_equal(Session(world, session.params, state).step(script[3])[0], stepped[3][0])
 
 
+def test_a_bfloat16_stream_is_the_float32_one_up_to_its_rounding(model):
+    """Past frame 32, where chunks have seen rounded ones: a twentieth of what other noise makes of the frames. A product
+    is rounded by 2**-9, and a chunk is made of some hundred of them, one after another."""
+    half = Model(World(model.cfg, Settings("bfloat16")), model.params, "tests")
+    streams = [one.start(_picture(), seed=seed) for one, seed in ((model, 5), (half, 5), (model, 6))]
+    script = _chunks(model.cfg, 4)
+    whole, rounded, other = (_frames(stream.step(rows) for rows in script)[33:].astype(float) for stream in streams)
+    assert 0 < np.abs(rounded - whole).mean() < np.abs(other - whole).mean() / 20
+
+
 def test_a_stream_from_several_frames(model):
     """It goes on in its second chunk, and both the frames and the rows that it is given decide how."""
     video = np.random.default_rng(0).integers(0, 256, (21, 32, 48, 3), np.uint8)
