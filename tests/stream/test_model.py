@@ -166,8 +166,8 @@ def test_the_scan_and_given_latents_are_the_same_stream(model):
 
 
 def test_a_bfloat16_stream_is_the_float32_one_up_to_its_rounding(model):
-    """Past frame 32, where chunks have seen rounded ones: a twentieth of what other noise makes of the frames. A product
-    is rounded by 2**-9, and a chunk is made of some hundred of them, one after another."""
+    """Past frame 32, where chunks have seen rounded ones: a twentieth of what other noise makes of the frames.
+    A product is rounded by 2**-9, and a chunk is made of some hundred of them, one after another."""
     half = Model(World(model.cfg, Settings("bfloat16")), model.params, "tests")
     streams = [one.start(_picture(), seed=seed) for one, seed in ((model, 5), (half, 5), (model, 6))]
     script = _chunks(model.cfg, 4)
