@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +10,16 @@ import tyro
 
 from mgjax.config import AttentionChoice, DecoderChoice, DTypeChoice
 from mgjax.errors import InputError
+
+# What each way of measuring reads; any other flag beside it would do nothing, and is refused.
+_MODEL = {"model", "weights", "decoder", "dtype", "attention", "json"}
+_READ = {
+    "suite": {"suite", "model", "dtype", "attention", "chunks", "out"},
+    "players": {"players", "model", "weights", "seconds", "nuisance", "cold", "json"},
+    "cold": {*_MODEL, "cold", "trust_compiled"},
+    "target": {*_MODEL, "target", "share"},
+    "": {*_MODEL, "batch", "chunks", "seed", "profile", "compile_only"},
+}
 
 
 def main(
@@ -65,6 +76,7 @@ def main(
             its attention. Needs --out.
         out: the folder that --suite writes suite.json into, figure by figure.
     """
+    _check_flags(locals())
     import json as json_format
 
     from rich.console import Console
@@ -111,6 +123,17 @@ def main(
     else:
         print(text)
     return 1 if report.get("compilations_after_warm_up") else 0
+
+
+def _check_flags(values: dict) -> None:
+    """InputError where a flag was given that its way of measuring does not read."""
+    usual = {name: parameter.default for name, parameter in inspect.signature(main).parameters.items()}
+    given = [name for name, value in values.items() if value != usual[name]]
+    way = next((way for way in _READ if way in given), "")
+    for name in given:
+        if name not in _READ[way]:
+            beside = f"with --{way}" if way else "here"
+            raise InputError(f"--{name.replace('_', '-')} does nothing {beside}: `mgjax bench --help`")
 
 
 def _players(console, weights, model, players, seconds, nuisance, cold, json) -> int:

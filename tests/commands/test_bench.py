@@ -74,6 +74,11 @@ def test_what_is_compiled_in_mid_stream_is_counted(mgjax, small_weights, tmp_pat
         (["--preset", "univresal"], "there is no model 'univresal'"),
         (["--weights", "nowhere"], "there is no model nowhere"),
         (["--attention", "cudnn"], "needs an NVIDIA GPU"),
+        (["--suite", "gpu", "--out", "x", "--batch", "4"], "--batch does nothing with --suite"),
+        (["--suite", "gpu", "--out", "x", "--json", "y"], "--json does nothing with --suite"),
+        (["--target", "h200", "--trust-compiled"], "--trust-compiled does nothing with --target"),
+        (["--players", "1", "--cold", "--target", "h200"], "--target does nothing with --players"),
+        (["--seconds", "9"], "--seconds does nothing here"),
     ],
 )
 def test_bad_input(mgjax, flags, reason):
