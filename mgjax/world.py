@@ -128,7 +128,7 @@ class World:
         )
 
     def denoise(
-        self, params: Params, chunk: dit.Chunk, x: Float[Array, "b t h w c"], timestep: Float[Array, "1 1"]
+        self, params: Params, chunk: dit.Chunk, x: Float[Array, "b t h w c"], timestep: Float[Array, "#b #t"]
     ) -> Float[Array, "b t h w c"]:
         """Velocity (noise - x0) of the noisy latents `x` of a chunk of `bind`."""
         return dit.denoise(params["dit"], self.cfg.dit, x, timestep, chunk, self.dtype, self.settings.attention)

@@ -23,7 +23,7 @@ def sample(
     denoise: Callable[[Array, Array], Array],
     noise: Float[Array, "b steps *chunk"],
     sigmas: tuple[float, ...],
-    exit: Int[Array, ""] | None = None,
+    exit: int | Int[Array, ""] | None = None,
 ) -> Sample:
     """The clean chunk: mix in fresh noise up to the next sigma, predict x0 = x - sigma * velocity, and again.
 

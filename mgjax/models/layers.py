@@ -25,7 +25,7 @@ class Norm(nn.Module):
     bias: bool = False
 
     @nn.compact
-    def __call__(self) -> tuple[Array, ...]:
+    def __call__(self) -> tuple[jax.typing.ArrayLike, ...]:
         scale = self.param("scale", nn.initializers.ones, (self.dim,))
         return (scale, self.param("bias", nn.initializers.zeros, (self.dim,))) if self.bias else (scale,)
 

@@ -104,7 +104,9 @@ def fit(cfg: LinearConfig, blocks: Float[np.ndarray, "n d"], seed: int = 0, pass
     return fitted
 
 
-def to_blocks(cfg: LinearConfig, video: Float[Array, "b f h w 3"]) -> Float[Array, "b t hl wl d"]:
+def to_blocks(
+    cfg: LinearConfig, video: Float[Array | np.ndarray, "b f h w 3"]
+) -> Float[Array | np.ndarray, "b t hl wl d"]:
     """The blocks of whole groups of `cfg.frames` frames."""
     sides = {"s": cfg.frames, "p": cfg.rows, "q": cfg.columns}
     return rearrange(video, "b (t s) (h p) (w q) c -> b t h w (s p q c)", **sides)

@@ -74,7 +74,7 @@ def _conv3d(frames: Array, kernel: Array) -> Array:
     )
 
 
-def _cat2d(frames: Array, kernel: Array) -> Array:
+def _cat2d(frames: Array, kernel: jax.typing.ArrayLike) -> Array:
     taps = jnp.concatenate([frames[:, :-2], frames[:, 1:-1], frames[:, 2:]], axis=-1)
     b, f = taps.shape[:2]
     out = jax.lax.conv_general_dilated(

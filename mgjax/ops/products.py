@@ -12,6 +12,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
@@ -61,7 +62,7 @@ def product(x: Float[Array, "*shape i"], y: Float[Array, "i o"]) -> Float[Array,
     return jax.lax.dot_general(x, y, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def spread(x: Float[Array, "*part d"], shape: tuple[int, ...]) -> Float[Array, "*shape d"]:
+def spread(x: Float[Array | np.ndarray, "*part d"], shape: tuple[int, ...]) -> Float[Array, "*shape d"]:
     """x broadcast to `shape`. Its gradient is summed in float32, on a CPU by all cores."""
     return _spread(x, shape)
 
