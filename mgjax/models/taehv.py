@@ -89,7 +89,11 @@ class Decoder(nn.Module):
 
 
 def init(key: Array, cfg: TAEHVConfig, dtype=jnp.float32) -> dict:
-    """Random parameters {"encoder", "decoder"} of the shapes that `mgjax.models.names.taehv_tensors` lists."""
+    """Random parameters {"encoder", "decoder"} of the shapes that `mgjax.models.names.taehv_tensors` lists.
+
+    Memory blocks begin by passing on what they are given: from random ones a level's units can all fall below zero,
+    where a rectified unit has no gradient, and the decoder then never learns more than a mean colour.
+    """
     video = jnp.zeros((1, TEMPORAL_STRIDE, SPATIAL_STRIDE, SPATIAL_STRIDE, 3))
     latents, first = jnp.zeros((1, 1, 1, 1, cfg.latent_channels)), jnp.ones(1, bool)
 
@@ -99,7 +103,7 @@ def init(key: Array, cfg: TAEHVConfig, dtype=jnp.float32) -> dict:
             "decoder": Decoder(cfg).init(key, latents, {}, first)["params"],
         }
 
-    return create(jax.eval_shape(shapes), key, dtype)
+    return create(jax.eval_shape(shapes), key, dtype, zero=r"/block_\w+/conv_2/")
 
 
 def _empty_cache(module: nn.Module, shape: tuple[int, ...], dtype) -> Cache:

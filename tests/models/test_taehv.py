@@ -141,3 +141,15 @@ def test_encode_streams_and_pads_with_the_last_frame():
     head, cache = encode_step(small_params(), SMALL, padded[:, :8], jnp.ones(2, bool), cache)
     tail, _ = encode_step(small_params(), SMALL, padded[:, 8:], jnp.zeros(2, bool), cache)
     np.testing.assert_allclose(jnp.concatenate([head, tail], axis=1), whole, atol=1e-5)
+
+
+def test_memory_blocks_begin_by_passing_on_what_they_are_given():
+    """From random ones the levels of nano's decoder fell below zero and learned nothing but a mean colour."""
+    params = taehv.init(jax.random.key(0), SMALL)
+    x, last = jax.random.normal(jax.random.key(1), (2, 2, 3, 4, 6, 8))
+    for name, block in params["decoder"].items():
+        if name.startswith("block_0"):
+            out, kept = taehv.MemoryBlock().apply({"params": block}, x, last[:, 0])
+            np.testing.assert_array_equal(out, jax.nn.relu(x))
+            np.testing.assert_array_equal(kept, x[:, -1])
+    assert all(block["conv_0"]["kernel"].all() for name, block in params["decoder"].items() if "block" in name)
