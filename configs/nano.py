@@ -45,7 +45,7 @@ def config() -> TrainConfig:
         name="nano",
         world=preset("nano"),
         vae=VAEStage(steps=900, optimizer=adam(3e-3), **autoencoder),
-        taehv=VAEStage(steps=250, optimizer=adam(2e-3), **autoencoder),
+        taehv=VAEStage(steps=1500, optimizer=adam(2e-3), **autoencoder),
         foundation=FoundationStage(
             steps=1100, latents=6, starts=6, optimizer=adam(4e-3), num_action_layers=None, **small
         ),

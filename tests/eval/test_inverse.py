@@ -76,7 +76,8 @@ def test_a_judge_is_kept_in_a_file_and_reads_in_pieces_what_it_reads_whole(tmp_p
 @pytest.mark.slow
 def test_a_judge_learns_to_read_the_shapes(tmp_path):
     """T6.3, T6.4: rows of recordings that it has not seen, and worse against rows that are a frame late."""
-    judge = train([record_shapes(tmp_path / "train", 60, 65, 1)], NANO, 400)
+    # Of a few clips it learns by heart what was pressed in them: 60 gave 0.98 of their keys and 0.72 of others.
+    judge = train([record_shapes(tmp_path / "train", 1500, 33, 1)], NANO, 800)
     seen = next(windows([record_shapes(tmp_path / "held_out", 8, 65, 2)], 65, 8, cfg=NANO))
     wanted = given(judge.cfg, NANO.control, Actions(seen.keyboard[:, :-1], seen.mouse[:, :-1]))
     found = judge.read(seen.frames)
