@@ -50,7 +50,16 @@ def config() -> TrainConfig:
             steps=1100, latents=6, starts=6, optimizer=adam(4e-3), num_action_layers=None, **small
         ),
         causal=CausalStage(steps=300, latents=12, context_noise=0.3, optimizer=adam(2e-3), **small),
-        few_step=FewStepStage(steps=150, latents=12, context_noise=0.3, grid=16, optimizer=adam(4e-4), **small),
+        # What a prediction is drawn to is the average's: one that follows slowly brings what is known at low noise
+        # to pure noise only after many times its length.
+        few_step=FewStepStage(
+            steps=150,
+            latents=12,
+            context_noise=0.3,
+            grid=16,
+            optimizer=adam(1e-3),
+            **{**small, "ema": EMAConfig(decay=0.8, start=10)},
+        ),
         self_forcing=SelfForcingStage(steps=100, optimizer=adam(1e-4, 0.5, b1=0.0, warmup=2), **distilled),
         long=LongStage(
             steps=50, new_latents=3, overlap=3, max_latents=12, optimizer=adam(1e-4, 1.0, b1=0.0, warmup=2), **distilled
