@@ -10,6 +10,11 @@ for frame in session.play("w:24 wd:12 w+right:36"):  # uint8 [height, width, 3]
 from __future__ import annotations
 
 import importlib
+import os
+
+# XLA calls it an error, at a screen's length for every program, that the code it kept of a CPU with AVX-512 asks for
+# "prefer-no-gather", which is no instruction and which no CPU reports. Whoever imports jax first has his own choice.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 __version__ = "0.1.0"
 

@@ -49,9 +49,6 @@ def main(argv: list[str] | None = None) -> None:
         print(f"mgjax: there is no command {argv[0]!r}\n{_usage()}", file=sys.stderr)
         sys.exit(2)
 
-    # XLA prints pages about instruction sets when it loads a compiled program from the disk, and nothing is wrong then.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
     import tyro
 
     from mgjax.errors import InputError

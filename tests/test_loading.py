@@ -105,16 +105,19 @@ print(json.dumps([len(frames), [name for name in heavy if name in sys.modules]])
 
 
 def test_a_player_in_python_imports_and_says_little_and_keeps_what_it_compiled(pytestconfig, tmp_path):
-    """No library that streams do not need; nothing on standard error; programs in the cache of the user's home."""
+    """No library that streams do not need; nothing on standard error, also of a start that finds its programs kept;
+    programs in the cache of the user's home."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("JAX_COMPILATION_CACHE")}
     environment |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
     command = [sys.executable, "-W", "error", "-c", PLAY]
-    done = subprocess.run(
-        command, cwd=pytestconfig.rootpath, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    frames, heavy = json.loads(done.stdout)
-    assert frames == 9
-    assert heavy == []
+    for _ in range(2):
+        done = subprocess.run(
+            command, cwd=pytestconfig.rootpath, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        frames, heavy = json.loads(done.stdout)
+        assert frames == 9
+        assert heavy == []
     assert list((tmp_path / "mgjax" / "xla").iterdir())
