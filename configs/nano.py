@@ -2,7 +2,7 @@
 
     mgjax train configs/nano.py --stage all --out runs/nano
 
-Expect: about a quarter of an hour on two quiet cores, a loss that falls in every stage (OUT/STAGE/curves.png), a
+Expect: about half an hour of processor time (BENCHMARKS.md), a loss that falls in every stage (OUT/STAGE/curves.png), a
 table that says what holds, and weights in OUT/long/weights, which `mgjax generate --weights` runs; `mgjax convert
 OUT/long/weights TO --dtype bfloat16` halves them to the 1.8 MB of those that come with mgjax. More steps of every
 stage make a better world.

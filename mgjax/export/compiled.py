@@ -79,7 +79,7 @@ def arguments(world: ExportedWorld, batch: int) -> dict[str, tuple]:
     stream = state._replace(decoder=None)
     latents = jax.eval_shape(world.sample, streaming, stream, rows)
     return {
-        "encode": (params, image, None),
+        "encode": (params, image),
         "begin": (streaming, jax.eval_shape(world.encode, params, image), keys),
         "sample": (streaming, stream, rows),
         "decode": (streaming, latents, state.position, state.decoder),
@@ -130,7 +130,10 @@ def _taken(world: ExportedWorld, name: str, method: Callable, files: dict[int, s
 
     def call(world: ExportedWorld, params: dict, *arrays: Any) -> Any:
         code = executable(jax.tree.leaves(arrays)[0].shape[0])
-        return method(world, params, *arrays) if code is None else code(params, *arrays)
+        if code is None:
+            return method(world, params, *arrays)
+        # A horizon is no array, and an artefact's streams are without end whatever it says.
+        return code(params, *(part for part in arrays if not isinstance(part, int | None)))
 
     return call
 
@@ -138,7 +141,7 @@ def _taken(world: ExportedWorld, name: str, method: Callable, files: dict[int, s
 def _read(world: ExportedWorld, name: str, batch: int, path: Path) -> Callable | None:
     """The machine code in `path`; None, with a warning, where this machine does not take it."""
     shapes = arguments(world, batch)[name]
-    results = jax.eval_shape(functools.partial(getattr(world, name)), *shapes)
+    results = jax.eval_shape(getattr(world, name), *shapes)
     try:
         return serialize_executable.deserialize_and_load(
             path.read_bytes(),
