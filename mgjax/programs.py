@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from mgjax.errors import InputError
 from mgjax.traces import traced_once
 from mgjax.types import StreamState
 
@@ -51,6 +52,18 @@ def programs(kind: type, *, trace_once: bool = True, platform: str | None = None
         replace=jax.jit(replace_row, donate_argnums=0),
         take=jax.jit(take_rows),
     )
+
+
+def memory_of(program: jax.stages.Compiled):
+    """XLA's account of the bytes that `program` holds: of its arguments, results and temporaries.
+
+    Raises:
+        InputError: this backend keeps none.
+    """
+    found = program.memory_analysis()
+    if found is None:
+        raise InputError("this backend does not say how much memory a program takes")
+    return found
 
 
 def memory_order(platform: str) -> dict | None:

@@ -92,7 +92,7 @@ def local_rows(layout: NamedSharding, batch: int) -> slice:
         indices = layout.addressable_devices_indices_map((batch,)).values()
     except ValueError:
         raise InputError(f"a batch of {batch} clips does not split over the mesh {dict(layout.mesh.shape)}") from None
-    rows = sorted({index[0].indices(batch)[:2] for index in indices})
+    rows = sorted({index[0].indices(batch)[:2] for index in indices if index is not None})
     if any(before[1] != after[0] for before, after in itertools.pairwise(rows)):
         raise InputError("this mesh gives a process rows that are not consecutive: put `data` and `fsdp` across hosts")
     return slice(rows[0][0], rows[-1][1])

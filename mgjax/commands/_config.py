@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import dataclasses
 import runpy
-import types
 import typing
 from pathlib import Path
 from typing import Any
+
+import tyro
 
 from mgjax.errors import InputError
 from mgjax.train_config import TrainConfig
@@ -18,7 +19,9 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
     """The config of the user's own program `path`, with each FIELD=VALUE of `overrides` replaced.
 
     Raises:
-        InputError: no such file, no config() in it, or an override that names no field or has a value of another kind.
+        InputError: no such file, no config() in it, or an override that is not FIELD=VALUE.
+        SystemExit: 2, once tyro has said which override names no field or has a value of another kind, or which do not
+            fit each other.
     """
     if not path.is_file():
         raise InputError(f"there is no config {path}")
@@ -30,73 +33,48 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
         raise InputError(f"{path} cannot be used: {error}") from error
     if not isinstance(cfg, TrainConfig):
         raise InputError(f"config() of {path} does not return a TrainConfig")
-    return _replaced(cfg, _tree(overrides)) if overrides else cfg
+    return _overridden(cfg, overrides) if overrides else cfg
 
 
-def _tree(overrides: tuple[str, ...]) -> dict[str, Any]:
-    """{"vae": {"steps": "3"}} of vae.steps=3: all changes of a part together, since what fits one alone may not fit
-    another alone. Where a field is named twice the last counts."""
-    tree: dict[str, Any] = {}
+def _overridden(cfg: TrainConfig, overrides: tuple[str, ...]) -> TrainConfig:
+    """`cfg` with all of `overrides` at once, as flags of tyro: what fits one alone may not fit another alone, so parts
+    are switched on and off in a draft that nothing checks, and tyro builds the config from it anew."""
+    draft, flags, switched_off = copy.deepcopy(cfg), [], []
     for override in overrides:
         name, equals, value = override.partition("=")
         if not equals:
             raise InputError(f"the override {override!r} is not FIELD=VALUE")
-        *parents, last = name.split(".")
-        inner = tree
+        *parents, field = name.split(".")
+        part = draft
         for parent in parents:
-            inner = inner.setdefault(parent, {})
-            if not isinstance(inner, dict):
-                raise InputError(f"{name}: {parent} is given a value as well")
-        if isinstance(inner.get(last), dict):
-            raise InputError(f"{name}: fields of it are given values as well")
-        inner[last] = value
-    return tree
+            part = _switched_on(part, parent)
+        kinds = _kinds(part, field)
+        if value == "None" and any(map(dataclasses.is_dataclass, kinds)) and type(None) in kinds:
+            switched_off.append((part, field))
+        else:
+            listed = any(typing.get_origin(kind) is tuple for kind in kinds)
+            flags += [f"--{name}", *(value.split(",") if listed and value else [] if listed else [value])]
+    for part, field in switched_off:
+        vars(part)[field] = None
+    return tyro.cli(
+        TrainConfig,
+        default=draft,
+        args=flags,
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+        use_underscores=True,
+        add_help=False,
+    )
 
 
-def _replaced(cfg, changes: dict[str, Any], where: str = ""):
-    """`cfg` with its fields set as `changes` say, all at once."""
-    kinds, values = typing.get_type_hints(type(cfg)), {}
-    for first, change in changes.items():
-        name = where + first
-        if first not in kinds:
-            raise InputError(f"{name}: there is no field {first!r}, only {', '.join(kinds)}")
-        if isinstance(change, str):
-            try:
-                values[first] = _parsed(kinds[first], change)
-            except ValueError as error:
-                raise InputError(f"{name}={change}: {error}") from None
-            continue
-        inner = getattr(cfg, first)
-        if inner is None:  # a part that is switched off by default: its own defaults, switched on
-            parts = (kind for kind in typing.get_args(kinds[first]) if isinstance(kind, type))
-            inner = next(kind for kind in parts if dataclasses.is_dataclass(kind))()
-        if not dataclasses.is_dataclass(inner):
-            raise InputError(f"{name}: {first} has no fields")
-        values[first] = _replaced(inner, change, f"{name}.")
-    try:
-        return dataclasses.replace(cfg, **values)
-    except ValueError as error:
-        given = " ".join(f"{where}{first}={change}" for first, change in changes.items() if isinstance(change, str))
-        raise InputError(f"{given}: {error}" if given else str(error)) from None
+def _switched_on(part: Any, field: str) -> Any:
+    """The part `field` of a draft's `part`, by its own defaults where it was off; None where there is none."""
+    if getattr(part, field, part) is None:
+        parts = (kind for kind in _kinds(part, field) if isinstance(kind, type) and dataclasses.is_dataclass(kind))
+        vars(part)[field] = next((kind() for kind in parts), None)
+    return getattr(part, field, None)
 
 
-def _parsed(kind, text: str):
-    """`text` as a value of the annotated type `kind`; ValueError if it is none."""
-    choices = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-    if type(None) in choices and text == "None":
-        return None
-    for choice in choices:
-        with contextlib.suppress(ValueError):
-            if typing.get_origin(choice) is tuple:
-                return tuple(_parsed(typing.get_args(choice)[0], part) for part in text.split(","))
-            if typing.get_origin(choice) is typing.Literal and text in typing.get_args(choice):
-                return text
-            if choice is bool and text in ("True", "False"):
-                return text == "True"
-            if choice in (int, float, str):
-                return choice(text)
-    raise ValueError(f"{text!r} is not {_name(kind)}")
-
-
-def _name(kind) -> str:
-    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "").replace("NoneType", "None")
+def _kinds(part: Any, field: str) -> tuple[Any, ...]:
+    """The annotated type of a field, and what it is a union of."""
+    kind = typing.get_type_hints(type(part)).get(field)
+    return kind, *typing.get_args(kind)

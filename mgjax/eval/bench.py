@@ -26,6 +26,7 @@ from mgjax import flops
 from mgjax.export import ExportedWorld
 from mgjax.io.actions import load_actions
 from mgjax.io.video import VideoWriter
+from mgjax.programs import memory_of
 from mgjax.stream.rows import chunk_rows, to_chunks
 from mgjax.stream.session import Chunk, Session
 from mgjax.types import Actions, StreamState
@@ -292,7 +293,7 @@ def _compile(world: World, params: Params, state, rows: Actions) -> dict[str, ja
 
 def _memory(compiled: dict[str, jax.stages.Compiled]) -> dict:
     """XLA's own analysis of the programs of a chunk, which run one after another."""
-    analyses = {name: program.memory_analysis() for name, program in compiled.items()}
+    analyses = {name: memory_of(program) for name, program in compiled.items()}
     return {
         "arguments_bytes": max(analysis.argument_size_in_bytes for analysis in analyses.values()),
         "aliased_bytes": sum(analysis.alias_size_in_bytes for analysis in analyses.values()),

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mgjax.programs import memory_of
 from mgjax.targets import Target, compile_for
 from mgjax.types import Actions
 from mgjax.world import World
@@ -194,8 +195,16 @@ def _operands(computation, name: str) -> tuple[str, ...]:
     return computation[name].operands if computation[name].opcode == "tuple" else ()
 
 
+def _found(pattern: str, text: str) -> re.Match[str]:
+    """Where `pattern`, which XLA always writes, stands in `text`."""
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"this XLA writes no {pattern!r} into {text[:200]!r}")
+    return found
+
+
 def _index(instruction: Instruction) -> int:
-    return int(re.search(r"index=(\d+)", instruction.rest)[1])
+    return int(_found(r"index=(\d+)", instruction.rest)[1])
 
 
 def _invariant(body) -> set[int]:
@@ -214,7 +223,7 @@ def _arguments(computation, given: dict[int, str]) -> dict[str, str]:
     found = {}
     for name, instruction in computation.items():
         if instruction.opcode == "parameter" and not given and "op_name=" in instruction.rest:
-            found[name] = re.search(r'op_name="((?:[^"\\]|\\.)*)"', instruction.rest)[1].replace("\\", "")
+            found[name] = _found(r'op_name="((?:[^"\\]|\\.)*)"', instruction.rest)[1].replace("\\", "")
         elif instruction.opcode == "get-tuple-element" and computation[instruction.operands[0]].opcode == "parameter":
             if _index(instruction) in given:
                 found[name] = given[_index(instruction)]
@@ -242,7 +251,7 @@ def _bytes(shape: str) -> float:
 
 
 def _bits(kind: str) -> int:
-    return _BITS.get(kind) or int(re.search(r"\d+", kind)[0])  # f8e4m3fn, s32, u8
+    return _BITS.get(kind) or int(_found(r"\d+", kind)[0])  # f8e4m3fn, s32, u8
 
 
 def _traffic(computation, instruction: Instruction, inner) -> tuple[float, float]:
@@ -294,7 +303,7 @@ def _put(inner, value: Instruction) -> float:
 def _kind(computation, instruction: Instruction, inner) -> tuple[str, float]:
     target = re.search(r'custom_call_target="([^"]*)"', instruction.rest)
     if target and "fmha" in target[1]:
-        found = re.search(r'"intermediate_tensor_shape":.*?"dimensions":\s*\[([^\]]*)\]', instruction.rest)
+        found = _found(r'"intermediate_tensor_shape":.*?"dimensions":\s*\[([^\]]*)\]', instruction.rest)
         logits = math.prod(int(size) for size in re.findall(r"\d+", found[1]))
         return "attention", 4.0 * logits * _arrays(instruction.shape)[0][1][-1]
     if target and "conv" in target[1]:
@@ -319,12 +328,12 @@ def _kind(computation, instruction: Instruction, inner) -> tuple[str, float]:
 def _dot(computation, instruction: Instruction) -> float:
     result = math.prod(_arrays(instruction.shape)[0][1])
     left = _arrays(computation[instruction.operands[0]].shape)[0][1]
-    axes = re.search(r'lhs_contracting_dim(?:s|ensions)"?[=:]\s*[\[{]([^\]}]*)', instruction.rest)
+    axes = _found(r'lhs_contracting_dim(?:s|ensions)"?[=:]\s*[\[{]([^\]}]*)', instruction.rest)
     return 2.0 * result * math.prod(left[int(axis)] for axis in re.findall(r"\d+", axes[1]))
 
 
 def _convolution(computation, instruction: Instruction) -> float:
-    labels = re.search(r"dim_labels=\w+_(\w+)->(\w+)", instruction.rest)
+    labels = _found(r"dim_labels=\w+_(\w+)->(\w+)", instruction.rest)
     kernel = _arrays(computation[instruction.operands[1]].shape)[0][1]
     result = math.prod(_arrays(instruction.shape)[0][1])
     return 2.0 * result * math.prod(kernel) / kernel[labels[1].index("o")]
@@ -369,5 +378,5 @@ def stream(world: World, target: Target, notify: Callable[[str], None] = lambda 
         notify(name)
         compiled = compile_for(target, function, arguments, donated)
         found = count(compiled.as_text(), target.bandwidth, target.peak)
-        parts.append(Part(name, times, found, compiled.memory_analysis().temp_size_in_bytes))
+        parts.append(Part(name, times, found, memory_of(compiled).temp_size_in_bytes))
     return parts

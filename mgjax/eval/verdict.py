@@ -109,6 +109,7 @@ def measure_control(cfg: TrainConfig, name: str, params: dict, clips: ClipBatch)
     least = min(filter(None, (getattr(stage, "latents", None) for stage in cfg.stages().values())))
     clips = _begin(clips, least, cfg.world.vae.temporal_stride)
     if name == "foundation":
+        assert cfg.foundation is not None  # its weights are here
         shift = cfg.foundation.shift_in(cfg.world)
         measured = jax.jit(lambda params, clips: foundation_control(cfg.world, params, clips, shift=shift))
     else:

@@ -269,7 +269,8 @@ def latent_items(
     feed = LatentFeed(latents.items(folders, frames, batch, cfg=cfg, weights=weights, **reading))
     mark = weights_mark(params, cfg)
     for folder in folders:
-        if Dataset(folder).schema.encoded.weights != mark:
+        encoded = Dataset(folder).schema.encoded
+        if encoded is None or encoded.weights != mark:
             raise InputError(
                 f"{folder} was encoded by another VAE or CLIP tower than this run has: encode the recordings with its"
                 " weights"

@@ -214,6 +214,7 @@ def _resident(pid: int) -> int:
     """Bytes of a process in memory; 0 where the system does not tell."""
     try:
         text = Path(f"/proc/{pid}/status").read_text()
-        return 1024 * int(re.search(r"VmRSS:\s+(\d+)", text).group(1))
-    except (OSError, AttributeError):
+    except OSError:
         return 0
+    found = re.search(r"VmRSS:\s+(\d+)", text)
+    return 1024 * int(found[1]) if found else 0

@@ -35,6 +35,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
+from mgjax.config import WorldConfig
 from mgjax.errors import InputError
 from mgjax.io.image import decode_image
 from mgjax.play import protocol
@@ -124,6 +125,12 @@ class Guest:
     seed: int = 0
     heard: float = 0.0  # when he last did something
     gone: float = 0.0  # since when there is no line
+
+    @property
+    def seated(self) -> Player:
+        """His player, which he has once he is admitted."""
+        assert self.player is not None
+        return self.player
 
     def sink(self, loop: asyncio.AbstractEventLoop) -> Callable[[Shown | Ended], None]:
         """What the pool's thread calls with a chunk."""
@@ -250,10 +257,15 @@ class Server:
         return self.world.fps
 
     @property
-    def world(self):
-        """The config of the world; only once it is loaded."""
+    def loaded(self) -> Model:
+        """The model; only once it is there."""
         assert self.model is not None
-        return self.model.cfg
+        return self.model
+
+    @property
+    def world(self) -> WorldConfig:
+        """The config of the world; only once it is loaded."""
+        return self.loaded.cfg
 
     def clock(self) -> float:
         return time.monotonic() if self.pool is None else self.pool.clock()
@@ -440,13 +452,12 @@ class Server:
 
     async def _admit(self, line: Line) -> Guest | None:
         assert self.pool is not None
-        assert self.model is not None
         guest = Guest(secrets.token_urlsafe(18), line=line, heard=time.monotonic())
-        source = self.cfg.pictures[0] if self.cfg.pictures else _grey(self.model)
+        source = self.cfg.pictures[0] if self.cfg.pictures else _grey(self.loaded)
         guest.picture = self.cfg.pictures[0].stem if self.cfg.pictures else ""
         try:
             self.pool.check_room()
-            begun = await asyncio.to_thread(opening, self.model, source, 0)
+            begun = await asyncio.to_thread(opening, self.loaded, source, 0)
             guest.player = await self._call(self._join, begun, guest)
         except InputError as error:
             await line.close("busy", str(error), 1013, retry=_retry())
@@ -458,14 +469,14 @@ class Server:
     def _join(self, begun: Opening, guest: Guest) -> Player:
         assert self.pool is not None
         self.pool.check_room()
-        return self.pool.join(*begun, guest.sink(self._loop), LogWriter(self._log_path(), head(self.model)))
+        return self.pool.join(*begun, guest.sink(self._loop), LogWriter(self._log_path(), head(self.loaded)))
 
     def _log_path(self) -> Path:
         self._logs += 1
         return self.cfg.logs / f"{time.strftime('%Y%m%d-%H%M%S')}-{self._logs:04}.ndjson"
 
     def _welcome(self, guest: Guest, *, taken_up: bool) -> str:
-        cfg, how = self.world, self.model.world.settings
+        cfg, how = self.world, self.loaded.world.settings
         return tell(
             "welcome",
             version=protocol.VERSION,
@@ -474,14 +485,14 @@ class Server:
             model=cfg.name,
             note=self.cfg.note,
             settings=f"{how.dtype}, decoder {how.decoder}",
-            fingerprint=self.model.fingerprint,
+            fingerprint=self.loaded.fingerprint,
             fps=cfg.fps,
             width=cfg.width,
             height=cfg.height,
             chunk_frames=cfg.chunk_frames,
             columns=list(cfg.control.columns),
             keys=list(cfg.control.keys),
-            names=list(guest.player.controls.names),
+            names=list(guest.seated.controls.names),
             mouse=bool(cfg.dit.action.mouse_dim),
             pictures=[path.stem for path in self.cfg.pictures],
             saves=self.cfg.saves,
@@ -489,7 +500,7 @@ class Server:
         )
 
     def _state(self, guest: Guest) -> dict[str, Any]:
-        player = guest.player
+        player = guest.seated
         return {
             "paused": player.paused,
             "chunk": player.chunk,
@@ -542,7 +553,7 @@ class Server:
             raise Malformed("the mouse moved further than any hand moves it")
         self.metrics.inputs.inc()
         try:
-            guest.player.controls.put(message.number, self.clock(), message.held, turn)
+            guest.seated.controls.put(message.number, self.clock(), message.held, turn)
         except InputError as error:
             raise Malformed(str(error)) from None
 
@@ -555,7 +566,7 @@ class Server:
         await line.send(tell("state", **self._state(guest)))
 
     async def _do(self, line: Line, guest: Guest, message: protocol.Message | bytes) -> None:
-        player, slots = guest.player, guest.saved
+        player, slots = guest.seated, guest.saved
         if isinstance(message, bytes):
             guest.sent = message
             await self._restart(guest, "", guest.seed)
@@ -589,13 +600,12 @@ class Server:
         if not name and not guest.sent:
             raise InputError("no picture was sent")
         begun = await asyncio.to_thread(self._opening, named.get(name, guest.sent), seed)
-        await self._call(guest.player.begin, *begun)
+        await self._call(guest.seated.begin, *begun)
         guest.picture, guest.seed = name, seed
 
     def _opening(self, source: Path | bytes, seed: int) -> Opening:
-        assert self.model is not None
         picture = decode_image(source, PIXELS) if isinstance(source, bytes) else source
-        return opening(self.model, picture, seed)
+        return opening(self.loaded, picture, seed)
 
 
 class _Guard:

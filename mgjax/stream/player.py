@@ -342,9 +342,15 @@ class Pool:
         if player in self._seats:
             self._seats[self._seats.index(player)] = None
 
+    @property
+    def _batch(self) -> Session:
+        """The streams that run together; only where someone has a seat."""
+        assert self._session is not None
+        return self._session
+
     def stream_of(self, player: Player) -> Session:
         """A copy of the row that a player has."""
-        return self._session.take([self._seats.index(player)])
+        return self._batch.take([self._seats.index(player)])
 
     def _run(self) -> None:
         while not self._stopped:
@@ -402,6 +408,7 @@ class Pool:
 
     def _give_row(self, player: Player) -> None:
         stream = player.now.stream
+        assert stream is not None  # `now` holds a copy
         if self._session is None:
             self._session, self._seats = stream.take([0]), [player]
             return
@@ -413,13 +420,13 @@ class Pool:
         self._seats[row] = player
 
     def _take(self, rows: Sequence[int]) -> None:
-        self._session, self._seats = self._session.take(rows), [self._seats[row] for row in rows]
+        self._session, self._seats = self._batch.take(rows), [self._seats[row] for row in rows]
 
     def _idle(self) -> Actions:
         return fit(self.cfg, no_rows(self.cfg), self.cfg.chunk_frames)
 
     def _compute(self) -> None:
-        cfg, session, started = self.cfg, self._session, self.clock()
+        cfg, session, started = self.cfg, self._batch, self.clock()
         rows, applied = [self._idle() for _ in self._seats], [[] for _ in self._seats]
         for row, player in enumerate(self._seats):
             if player is not None:

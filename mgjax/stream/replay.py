@@ -71,7 +71,10 @@ def replay(model: Model, log: Log, state: str | Path | None = None) -> Iterator[
             if line in last_use:
                 if len(stood) >= _MOST:
                     raise InputError(f"more than {_MOST} moments would have to be remembered")
-                stood[line] = stream.take([0]) if batch is None else batch.take([row])
+                going, seat = (batch, row) if batch is not None else (stream, 0)
+                if going is None:
+                    raise InputError("no stream has begun that could be gone back to")
+                stood[line] = going.take([seat])
         except InputError as error:
             raise InputError(f"line {line + 1} of the log: {error}") from None
 

@@ -249,13 +249,20 @@ def _all_keys(recordings: dict[str, Source], how: Layout) -> tuple[str, ...] | N
     return tuple(sorted(columns, key=lambda c: (list(events.KEYS).index(c) if c in events.KEYS else 99, c))) or None
 
 
+class _Dataset(NamedTuple):
+    """What is imported into."""
+
+    writer: Writer
+    scheme: Schema
+
+
 class _Import:
     """One run of `import_folder`."""
 
     def __init__(self, setup: _Setup, found: videos.Found, given, old, say, progress):
         self.setup, self.found, self.given, self.say, self.progress = setup, found, given, say, progress
-        self.scheme: Schema | None = old
-        self.writer: Writer | None = None
+        self.old: Schema | None = old
+        self.begun: _Dataset | None = None
         self.problems = list(found.faults)
         self.report = Report(len(found.recordings), 0, 0, Counter(), ())
         self.waiting: deque[tuple[Source, list[Future], int]] = deque()
@@ -271,8 +278,8 @@ class _Import:
             ) from None
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
-            if self.writer is not None:
-                self.writer.close()
+            if self.begun is not None:
+                self.begun.writer.close()
         return self.report._replace(problems=tuple(self.problems))
 
     def _executor(self) -> Executor:
@@ -297,8 +304,8 @@ class _Import:
             except InputError as error:
                 self._wrong(str(error))
                 continue
-            if self.writer is None:
-                self._begin(scanned)  # what is wrong with the dataset ends the import
+            if self.begun is None:
+                self.begun = self._begin(scanned)  # what is wrong with the dataset ends the import
             try:
                 parts, already = self._plan(name, source, scanned)
             except InputError as error:
@@ -309,6 +316,12 @@ class _Import:
                 self._collect()
         while self.waiting:
             self._collect()
+
+    @property
+    def _dataset(self) -> _Dataset:
+        """What the first recording that can be read has begun."""
+        assert self.begun is not None
+        return self.begun
 
     def _wrong(self, sentence: str) -> None:
         self.problems.append(sentence)
@@ -326,7 +339,7 @@ class _Import:
                 problem = str(error)
                 continue
             for entry in entries:
-                self.writer.adopt(entry)
+                self._dataset.writer.adopt(entry)
                 kept += entry.kept
                 if not entry.kept:
                     dropped[str(entry.info["dropped"])] += 1
@@ -346,22 +359,22 @@ class _Import:
 
     def _plan(self, name: str, source: Source, scanned: _Scanned) -> tuple[list[_Part], int]:
         """The parts of a recording that are not stored yet, and how many of its clips are."""
-        cfg, matched = self.setup.cfg, scanned.matched
-        if scanned.columns != self.scheme.keyboard:
+        cfg, matched, scheme = self.setup.cfg, scanned.matched, self._dataset.scheme
+        if scanned.columns != scheme.keyboard:
             raise InputError(
                 f"{annotation_of(source, cfg.kind)} has the keys {', '.join(scanned.columns)}, "
-                f"not {', '.join(self.scheme.keyboard)}"
+                f"not {', '.join(scheme.keyboard)}"
             )
         self.problems += [f"{source}: {sentence}" for sentence in matched.faults]
         for sentence in scanned.ignored:
             self.say(f"{source}: {sentence}")
         try:
-            chosen, rows = tracks.resample(matched, self.scheme.fps)
+            chosen, rows = tracks.resample(matched, scheme.fps)
         except InputError as error:
             raise InputError(f"{source}: {error}") from None
         twice = np.mean(np.diff(chosen) == 0) if len(chosen) > 1 else 0.0
-        if twice > 0.05 and matched.fps < self.scheme.fps:
-            rates = f"it has {matched.fps:.5g} frames a second, and the dataset {self.scheme.fps:.5g}"
+        if twice > 0.05 and matched.fps < scheme.fps:
+            rates = f"it has {matched.fps:.5g} frames a second, and the dataset {scheme.fps:.5g}"
             self.say(f"{source}: {twice:.0%} of its pictures are repeated: {rates}")
         clip, entries = self._name(name, source, scanned)
         spans = _segments(rows.usable, cfg.clip_frames)
@@ -377,14 +390,12 @@ class _Import:
             first, last = group[0][0], group[-1][1]
             cut = Track(*(array[first:last] for array in rows))
             local = [(a - first, b - first) for a, b in group]
-            parts.append(
-                _Part(source, clip, self.scheme, cut, stamps[first:last], local, chosen[first:last], first, info)
-            )
+            parts.append(_Part(source, clip, scheme, cut, stamps[first:last], local, chosen[first:last], first, info))
         return parts, len(spans) - len(fresh)
 
-    def _begin(self, scanned: _Scanned) -> None:
+    def _begin(self, scanned: _Scanned) -> _Dataset:
         """Opens the dataset, with the first recording's columns and rate where it is new."""
-        cfg, given, old = self.setup.cfg, self.given, self.scheme
+        cfg, given, old = self.setup.cfg, self.given, self.old
         fps = cfg.fps or (old.fps if old else scanned.matched.fps)
         if old is not None and abs(fps / old.fps - 1) < SAME_RATE:
             fps = old.fps
@@ -399,13 +410,14 @@ class _Import:
             )
             if old.keyboard != columns:
                 scheme = dataclasses.replace(scheme, keyboard=old.keyboard)
-        self.writer = Writer(self.setup.path, scheme)
-        self.scheme = scheme
+        writer = Writer(self.setup.path, scheme)
         self.say(f"keyboard columns: {', '.join(scheme.keyboard)}; {scheme.fps:.6g} frames a second")
+        return _Dataset(writer, scheme)
 
     def _name(self, name: str, source: Source, scanned: _Scanned) -> tuple[str, set[str]]:
         """The recording's name in the dataset, and its clips that are there and as good as new."""
-        entries = self.writer.entries
+        writer = self._dataset.writer
+        entries = writer.entries
         # The same pictures under another name are this recording, renamed or moved, unless that one is here, too.
         others = self.found.recordings.keys() - {name}
         same = [
@@ -416,14 +428,14 @@ class _Import:
         stale = [e for e in same if e.info.get("mark") != scanned.mark]
         if stale:
             self.say(f"{source}: its annotations or the options have changed: {len(stale)} old clips are replaced")
-            self.writer.discard({entry.name for entry in stale})
+            writer.discard({entry.name for entry in stale})
         if len(stale) < len(same):
             keep = next(e for e in same if e.info.get("mark") == scanned.mark)
             if keep.info.get("source") != name:
                 self.say(f"{source}: these pictures are there as {keep.info.get('source')}")
             return keep.name.rpartition("-")[0], {e.name for e in same} - {e.name for e in stale}
         clip = clip_name(name)
-        if clip in {e.name.rpartition("-")[0] for e in self.writer.entries.values()}:
+        if clip in {e.name.rpartition("-")[0] for e in writer.entries.values()}:
             self.say(f"{source}: another recording is there as {clip}; this one is {clip}-{scanned.content[:8]}")
             clip = f"{clip}-{scanned.content[:8]}"
         return clip, set()

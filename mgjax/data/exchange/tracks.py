@@ -150,19 +150,23 @@ def match(rows: Rows, shown: Shown, source: Source, offset: float | None = None)
     count, total = len(rows.places), len(shown.times)
     if count == total:
         return _one_by_one(rows.track, shown)
-    if _gaps_tell(shown) and count == shown.slots[-1] + 1:  # rows also for the pictures that are missing
+    if count == _slots(shown):  # rows also for the pictures that are missing
         return _on_slots(rows.track, shown, _lost(shown))
     gaps = "; " + "; ".join(_lost(shown)) if _lost(shown) else ""
     damage = "; " + "; ".join(shown.faults) if shown.faults else ""
     raise InputError(f"{rows.file} has {count} rows, and {source} has {total} frames{gaps}{damage}")
 
 
-def _gaps_tell(shown: Shown) -> bool:
-    """Whether pictures keep to their grid so well that a gap is a lost picture; a variable rate fits one by chance."""
-    if shown.slots is None or len(shown.slots) < 3:
-        return shown.slots is not None
-    off = shown.times - np.polyval(np.polyfit(shown.slots, shown.times, 1), shown.slots)
-    return np.sqrt(np.mean(off**2)) * shown.fps < 0.15
+def _slots(shown: Shown) -> int | None:
+    """How many pictures there would be had none been lost, where they keep to their grid so well that a gap is a lost
+    picture; a variable rate fits one by chance."""
+    if shown.slots is None:
+        return None
+    if len(shown.slots) > 2:
+        off = shown.times - np.polyval(np.polyfit(shown.slots, shown.times, 1), shown.slots)
+        if not np.sqrt(np.mean(off**2)) * shown.fps < 0.15:
+            return None
+    return int(shown.slots[-1]) + 1
 
 
 def _one_by_one(track: Track, shown: Shown, faults: tuple[str, ...] = ()) -> Matched:
@@ -204,7 +208,7 @@ def _by_frame(rows: Rows, shown: Shown, source: Source) -> Matched:
     for k in np.flatnonzero(np.diff(numbers) == 0)[:1]:
         raise InputError(f"{rows.file}, {rows.places[k + 1]}: it has frame {numbers[k]}, and so has {rows.places[k]}")
     low, high = int(numbers[0]), int(numbers[-1])
-    slots = int(shown.slots[-1]) + 1 if _gaps_tell(shown) else total
+    slots = _slots(shown) or total
     base, units = None, total
     for candidate in (total, slots):
         for start in (0, 1):

@@ -235,10 +235,10 @@ def capture(
         area = desktop.area()
         if area is None:
             raise InputError(f"the window {desktop.title!r} is not on the screen")
-        grabber = stack.enter_context(mss.MSS())
+        grabber, shown = stack.enter_context(mss.MSS()), area._asdict()
 
         def grab() -> np.ndarray:
-            shot = grabber.grab(area._asdict())
+            shot = grabber.grab(shown)
             return np.frombuffer(shot.raw, np.uint8).reshape(shot.height, shot.width, 4)
 
         height = min(cfg.lines, area.height) // 2 * 2

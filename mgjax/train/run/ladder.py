@@ -182,10 +182,11 @@ def measure_latents(cfg: TrainConfig, params: dict, make_feed: batches.MakeFeed,
     """The autoencoder's config with the statistics of the latents that the exported `params` make of whole clips."""
     net = cfg.world.vae
     assert isinstance(net, VAEConfig)  # its stage has just been run
-    layout, size = sharding.batch_sharding(mesh), cfg.vae.batch
+    assert cfg.vae is not None
+    layout, size, dtype = sharding.batch_sharding(mesh), cfg.vae.batch, jnp.dtype(cfg.vae.dtype)
     feed = make_feed(sharding.local_rows(layout, size), size)
     program = jax.jit(
-        lambda params, video: statistics(params, net, video, jnp.dtype(cfg.vae.dtype)),
+        lambda params, video: statistics(params, net, video, dtype),
         out_shardings=sharding.replicated(mesh),
     )
     with jax.set_mesh(mesh):

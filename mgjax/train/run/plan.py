@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from mgjax import flops, sharding
 from mgjax.models import codecs, dit, taehv
-from mgjax.programs import memory_order
+from mgjax.programs import memory_of, memory_order
 from mgjax.train.run.loop import abstract_state, jit_step
 from mgjax.train.stage import Stage, step_spec
 from mgjax.train.stages import RECORDS, make_stage
@@ -104,7 +104,7 @@ def plan(stage: Stage, batch: int, mesh: Mesh, pretrained: dict) -> Plan:
         compiled = program.lower(state, clips).compile(memory_order(mesh.devices.flat[0].platform))
         seconds = time.monotonic() - began
         operations = flops.count(program, state, clips)
-    memory = compiled.memory_analysis()
+    memory = memory_of(compiled)
     return Plan(
         state=_shard_bytes(state),
         batch=_shard_bytes(clips),

@@ -143,8 +143,9 @@ class DoomEngine:
         """Starts an episode; level, start, heading and light follow from `seed`."""
         rng = np.random.default_rng(seed)
         self._open(self.levels[rng.integers(len(self.levels))])
-        self._game.set_seed(int(rng.integers(2**31)))
-        self._game.new_episode()
+        game = self._played
+        game.set_seed(int(rng.integers(2**31)))
+        game.new_episode()
         self._tic = self._frame = 0
         self._left_over = np.zeros(2)
         commands = ["god", f"fov {self.fov}"]
@@ -157,7 +158,7 @@ class DoomEngine:
         if start is not None:
             commands += ["warp {:.3f} {:.3f}".format(*start)]
         for command in commands:
-            self._game.send_game_command(command)
+            game.send_game_command(command)
         for _ in range(SETTLE_TICS):
             self._advance([0.0] * 6)
         if self.vary_start:
@@ -194,13 +195,21 @@ class DoomEngine:
         self._running.close()
         self._folder.cleanup()
 
+    @property
+    def _played(self) -> vizdoom.DoomGame:
+        """The game that runs, since the first `reset`."""
+        if self._game is None:
+            raise RuntimeError("reset comes before the first step")
+        return self._game
+
     def _advance(self, buttons: list[float], show: bool = True) -> None:
-        if not self._game.is_episode_finished():
-            self._game.set_action(buttons)
-            self._game.advance_action(1, show)
+        game = self._played
+        if not game.is_episode_finished():
+            game.set_action(buttons)
+            game.advance_action(1, show)
 
     def _observe(self) -> Observation:
-        state = self._game.get_state()
+        state = self._played.get_state()
         if state is None:
             return self._last
         assert state.game_variables is not None  # they were asked for
