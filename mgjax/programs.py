@@ -7,7 +7,7 @@ exported world, which needs no networks.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ class Programs(NamedTuple):
     decode: jax.stages.Wrapped  # donates the decoder's cache
     commit: jax.stages.Wrapped  # donates the state
     chunk_step: jax.stages.Wrapped  # donates the state
+    rollout: jax.stages.Wrapped  # donates the state
     prefill: jax.stages.Wrapped  # donates the state
     replace: jax.stages.Wrapped  # `replace_row`, without a world; donates the first state
     take: jax.stages.Wrapped  # `take_rows`, without a world
@@ -38,20 +39,29 @@ class Programs(NamedTuple):
 def programs(kind: type, *, trace_once: bool = True, platform: str | None = None) -> Programs:
     """The compiled methods of the class `kind`, for this process's default backend or another `platform`. With
     `trace_once` their traces are kept on disk (`mgjax.traces`), for methods that are long to trace."""
-    options = {"compiler_options": memory_order(platform or jax.default_backend())}
+    options: dict[str, Any] = {"compiler_options": compiler_options(platform or jax.default_backend())}
     once = traced_once if trace_once else lambda method, static=(): method
     return Programs(
-        encode=jax.jit(once(kind.encode, (0, 3)), static_argnums=(0, 3)),
-        encode_video=jax.jit(once(kind.encode_video), static_argnums=0),
-        begin=jax.jit(once(kind.begin), static_argnums=0),
+        encode=jax.jit(once(kind.encode, (0, 3)), static_argnums=(0, 3), **options),
+        encode_video=jax.jit(once(kind.encode_video), static_argnums=0, **options),
+        begin=jax.jit(once(kind.begin), static_argnums=0, **options),
         sample=jax.jit(once(kind.sample), static_argnums=0, **options),
         decode=jax.jit(once(kind.decode), static_argnums=0, donate_argnums=4, **options),
         commit=jax.jit(once(kind.commit), static_argnums=0, donate_argnums=2, **options),
         chunk_step=jax.jit(once(kind.chunk_step), static_argnums=0, donate_argnums=2, **options),
+        rollout=jax.jit(once(kind.rollout), static_argnums=0, donate_argnums=2, **options),
         prefill=jax.jit(once(kind.prefill), static_argnums=0, donate_argnums=2, **options),
-        replace=jax.jit(replace_row, donate_argnums=0),
-        take=jax.jit(take_rows),
+        replace=jax.jit(replace_row, donate_argnums=0, **options),
+        take=jax.jit(take_rows, **options),
     )
+
+
+def compiler_options(platform: str) -> dict | None:
+    """Options of XLA for the programs of a stream. On a CPU, besides those of `memory_order`, its second level of
+    optimisation: the third compiles twice as long for what is no faster, and sums long rows in another
+    order, so that programs that are to agree bit by bit need the same options."""
+    order = memory_order(platform)
+    return {**order, "xla_backend_optimization_level": 2} if order else None
 
 
 def memory_of(program: jax.stages.Compiled):

@@ -208,8 +208,9 @@ class World:
         """`chunk_step` for the rows [i, b, 12] of i chunks: the frames of all, stacked on a new axis 0, and the state
         after them.
 
-        The frames of stepping, bit by bit where XLA multiplies alike inside and outside of a loop, which it does for
-        small matrices; else a sum's last bit may differ, and so a grey level of a few pixels.
+        As `programs().rollout` compiles it, the frames of stepping, bit by bit where XLA multiplies alike inside and
+        outside of a loop, which it does for small matrices; else, or with other options of XLA, a sum's last bit may
+        differ, and so a grey level of a few pixels.
         """
         return rollout.rollout(lambda state, rows: self.chunk_step(params, state, rows), state, actions)
 

@@ -1,6 +1,5 @@
 """The world that comes with mgjax, from its own pictures and far beyond the 45 frames of a training clip."""
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -101,7 +100,7 @@ def test_the_scan_is_the_stream_but_for_rounding(model, pictures):
     chunks = 12
     rows = to_chunks(model.cfg, Actions(*load_actions("bench", model.cfg, chunk_rows(model.cfg, chunks), 0)))
     rows = Actions(*(np.stack(part)[:, None] for part in rows))
-    scanned, _ = jax.jit(model.world.rollout)(session.params, session.state, rows)
+    scanned, _ = model.world.programs().rollout(model.world, session.params, session.fork().state, rows)
     stepped = [session.step(Actions(*(part[i] for part in rows)))[0] for i in range(chunks)]
     scanned = np.asarray(scanned.pixels[:, 0]).reshape(-1, 64, 96, 3)[3:].astype(int)
     off = np.abs(scanned - np.concatenate(stepped))

@@ -107,6 +107,11 @@ class ExportedWorld:
         frames = Frames(**{name: results.pop(name) for name in Frames._fields})
         return frames, _state(results)
 
+    def rollout(self, params: dict, state: StreamState, actions: Actions) -> tuple[Frames, StreamState]:
+        """As `World.rollout`."""
+        state, frames = jax.lax.scan(lambda state, rows: self.chunk_step(params, state, rows)[::-1], state, actions)
+        return frames, state
+
     def prefill(self, params: dict, state: StreamState, actions: Actions, latents: jax.Array) -> StreamState:
         """As `World.prefill`."""
         for number in range(len(latents)):

@@ -158,7 +158,7 @@ def test_the_scan_and_given_latents_are_the_same_stream(model):
         latents.append(run.sample(world, session.params, session.state._replace(decoder=None), batched))
         stepped.append(session.step(rows))
     rows = Actions(*(np.stack(part)[:, None] for part in zip(*script, strict=True)))
-    scanned, _ = jax.jit(world.rollout)(session.params, begin.state, rows)
+    scanned, _ = run.rollout(world, session.params, begin.fork().state, rows)
     state = run.prefill(world, session.params, begin.state, Actions(*(part[:3] for part in rows)), jnp.stack(latents))
     stepped.append(session.step(script[3]))
     np.testing.assert_array_equal(scanned.pixels.reshape(-1, cfg.height, cfg.width, 3)[3:], _frames(stepped))
