@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import io
 import os
@@ -49,6 +50,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"mgjax: there is no command {argv[0]!r}\n{_usage()}", file=sys.stderr)
         sys.exit(2)
 
+    # What is imported and traced stays: looking through all of it for litter again and again is a tenth of a start.
+    gc.set_threshold(10_000, 20, 20)
     import tyro
 
     from mgjax.errors import InputError

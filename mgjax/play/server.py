@@ -249,6 +249,7 @@ class Server:
         self.pool: Pool | None = None
         self.guests: dict[str, Guest] = {}
         self.lines: set[Line] = set()
+        self._first: Opening | None = None  # what everyone is shown first, until somebody has it
         self._load, self._logs, self._closing = load, 0, False
         self._ready = asyncio.Event()
 
@@ -306,7 +307,7 @@ class Server:
             self.model = self._load()
             pool = Pool(self.model.cfg, self.cfg.places, rewind=self.cfg.rewind, margin=_SENDING)
             self.stage = "first picture"
-            first = opening(self.model, self.cfg.pictures[0] if self.cfg.pictures else _grey(self.model))
+            first = self._first = self._first_opening()
             self.stage = "compiling"
             pool.warm(first.stream, [1])
             pool.start()
@@ -453,11 +454,12 @@ class Server:
     async def _admit(self, line: Line) -> Guest | None:
         assert self.pool is not None
         guest = Guest(secrets.token_urlsafe(18), line=line, heard=time.monotonic())
-        source = self.cfg.pictures[0] if self.cfg.pictures else _grey(self.loaded)
         guest.picture = self.cfg.pictures[0].stem if self.cfg.pictures else ""
         try:
             self.pool.check_room()
-            begun = await asyncio.to_thread(opening, self.loaded, source, 0)
+            begun, self._first = self._first, None
+            if begun is None:
+                begun = await asyncio.to_thread(self._first_opening)
             guest.player = await self._call(self._join, begun, guest)
         except InputError as error:
             await line.close("busy", str(error), 1013, retry=_retry())
@@ -602,6 +604,9 @@ class Server:
         begun = await asyncio.to_thread(self._opening, named.get(name, guest.sent), seed)
         await self._call(guest.seated.begin, *begun)
         guest.picture, guest.seed = name, seed
+
+    def _first_opening(self) -> Opening:
+        return opening(self.loaded, self.cfg.pictures[0] if self.cfg.pictures else _grey(self.loaded))
 
     def _opening(self, source: Path | bytes, seed: int) -> Opening:
         picture = decode_image(source, PIXELS) if isinstance(source, bytes) else source
