@@ -14,6 +14,8 @@ from typing import Literal
 
 from mgjax.config import AttentionKind, Remat, WorldConfig, preset, to_json
 
+Gather = Literal["layer", "step"]
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -81,6 +83,8 @@ class DiTStage(StageConfig):
     lora: LoRAConfig | None = None
     remat: Remat = "layer"  # what passes over whole clips keep of a layer for the gradient: its input; what its
     # attention gives too, for more memory and fewer operations; or its input in the host's memory
+    gather: Gather = "layer"  # what lies in parts on several devices: a layer's weights, wherever they are used; or all
+    # of a network once a step in its dtype, for so much more memory and the fewest bytes between devices
 
     @property
     def clip_latents(self) -> int:
@@ -299,13 +303,13 @@ class TrainConfig:
 
 def fingerprint(cfg: TrainConfig, stage: str) -> str:
     """Hash of what decides the numbers of a stage: world, stage and data. When a run is resumed the mesh, the run's
-    intervals, the number of steps, micro-batches, the way attention is computed, what is kept for a gradient, the place
-    of the data and the threads that read it may be others."""
+    intervals, the number of steps, micro-batches, the way attention is computed, what is kept for a gradient, when
+    weights are gathered, the place of the data and the threads that read it may be others."""
     places = {"path": cfg.data.path and "", "also": ("",) * len(cfg.data.also), "validation_path": None}
     data = dataclasses.replace(cfg.data, **places, num_threads=1)
     decisive = dataclasses.replace(
         cfg, mesh=MeshConfig(), run=RunConfig(), data=data, weights=None, teacher=None, **dict.fromkeys(STAGES)
     )
     own = dataclasses.replace(getattr(cfg, stage), steps=1, accumulate=1, attention="xla")
-    own = dataclasses.replace(own, remat="layer") if isinstance(own, DiTStage) else own
+    own = dataclasses.replace(own, remat="layer", gather="layer") if isinstance(own, DiTStage) else own
     return hashlib.sha256((to_json(decisive) + stage + to_json(own)).encode()).hexdigest()[:16]

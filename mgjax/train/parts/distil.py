@@ -13,6 +13,7 @@ from mgjax.diffusion.flow import guided
 from mgjax.models import dit
 from mgjax.models.graft import count_actions
 from mgjax.train.parts.fit import starting_weights
+from mgjax.train.parts.gather import Weights, gathering
 from mgjax.train.parts.lora import tuning
 from mgjax.train.parts.network import Network, bidirectional, cast, null_actions
 from mgjax.train.parts.optim import gradients, make_optimizer, start_ema, update, update_ema
@@ -21,16 +22,28 @@ from mgjax.train_config import SelfForcingStage
 from mgjax.types import ClipBatch
 
 
+class Held(NamedTuple):
+    """The networks of one step, as its passes compute with them."""
+
+    generator: Weights
+    critic: Weights
+    teacher: Weights
+    frozen: Params  # the teacher as it is kept, which the critic's low-rank factors are added to
+
+
 class Distillation(NamedTuple):
     """Functions of one pair of networks; latents are scored as a clip that begins at frame `start` of `clips`."""
 
     init: Callable[[Array, dict], TrainState]
     draw: Callable[[Array, tuple[int, ...]], Score]
+    hold: Callable[[TrainState], Held]
+    trained: Callable[[Params, TrainState, Held], Params]
+    """(what is trained of the generator, state, networks) -> its weights, with their gradient"""
     generator_loss: Callable[..., tuple[Array, Metrics]]
-    """(state, x, clips, score, start=0, weight=None) -> (loss, metrics); `weight` [b, t] marks the frames that
+    """(networks, x, clips, score, start=0, weight=None) -> (loss, metrics); `weight` [b, t] marks the frames that
     count."""
     critic_loss: Callable[..., tuple[Array, Metrics]]
-    """(state, critic parameters, x, clips, score, start=0, weight=None) -> (loss, metrics)"""
+    """(networks, critic parameters, x, clips, score, start=0, weight=None) -> (loss, metrics)"""
     step: Callable[..., tuple[TrainState, Metrics]]
     """(state, generator loss, its batch, critic loss, its batch) -> (state, metrics)"""
     weights: Callable[[TrainState], Params]
@@ -42,7 +55,7 @@ def distillation(cfg: SelfForcingStage, net: Network, shift: float) -> Distillat
     """Teacher, critic and generator of one stage; the critic starts as a copy of the teacher."""
     optimizer = make_optimizer(cfg.optimizer, -(-cfg.steps // cfg.ratio))
     critic_optimizer = make_optimizer(cfg.critic, cfg.steps)
-    tune = tuning(cfg.lora)
+    tune, gather = tuning(cfg.lora), gathering(cfg.gather, net.dtype)
 
     def init(key: Array, pretrained: dict) -> TrainState:
         if "teacher" not in pretrained:
@@ -65,21 +78,33 @@ def distillation(cfg: SelfForcingStage, net: Network, shift: float) -> Distillat
     def draw(key: Array, latents: tuple[int, ...]) -> Score:
         return draw_score(key, latents, shift, cfg.score_range)
 
-    def generator_loss(state, x, clips: ClipBatch, score: Score, start: Int[Array, ""] | int = 0, weight=None):
+    def hold(state: TrainState) -> Held:
+        return Held(
+            generator=gather.once(lambda: tune.merge(state.params, state.base)),
+            critic=gather.once(lambda: tune.merge(state.critic, state.teacher)),
+            teacher=gather.once(lambda: state.teacher),
+            frozen=state.teacher,
+        )
+
+    def trained(params: Params, state: TrainState, held: Held) -> Params:
+        return gather.trained(tune.merge(params, state.base), held.generator)
+
+    def generator_loss(held: Held, x, clips: ClipBatch, score: Score, start: Int[Array, ""] | int = 0, weight=None):
         velocity = bidirectional(net, start)
         x_t = noised(jax.lax.stop_gradient(x), score)
 
         def mean(weights, clips):
             return posterior_mean(x_t, velocity(weights, x_t, score.sigma, clips), score)
 
-        fake = mean(tune.merge(state.critic, state.teacher), clips)
-        real = mean(state.teacher, clips)
+        fake = mean(held.critic(), clips)
+        real = mean(held.teacher(), clips)
         if cfg.guidance != 1:
-            real = guided(real, mean(state.teacher, null_actions(clips)), cfg.guidance)
+            real = guided(real, mean(held.teacher(), null_actions(clips)), cfg.guidance)
         return dmd_loss(x, fake, real, weight), {"score_gap": jnp.abs(fake - real).mean()}
 
-    def loss_of_critic(state, critic, x, clips: ClipBatch, score: Score, start: Int[Array, ""] | int = 0, weight=None):
-        velocity = bidirectional(net, start)(tune.merge(critic, state.teacher), noised(x, score), score.sigma, clips)
+    def loss_of_critic(held: Held, critic, x, clips: ClipBatch, score: Score, start=0, weight=None):
+        weights = gather.trained(tune.merge(critic, held.frozen), held.critic)
+        velocity = bidirectional(net, start)(weights, noised(x, score), score.sigma, clips)
         return critic_loss(velocity, x, score, weight), {}
 
     def step(state: TrainState, generator: Callable, piece: Any, critic: Callable, critic_piece: Any):
@@ -115,6 +140,8 @@ def distillation(cfg: SelfForcingStage, net: Network, shift: float) -> Distillat
     return Distillation(
         init=init,
         draw=draw,
+        hold=hold,
+        trained=trained,
         generator_loss=generator_loss,
         critic_loss=loss_of_critic,
         step=step,

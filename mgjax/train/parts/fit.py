@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from mgjax.config import DiTConfig, WorldConfig
 from mgjax.models import dit
 from mgjax.models.graft import fit_actions
+from mgjax.train.parts.gather import gathering
 from mgjax.train.parts.lora import tuning
 from mgjax.train.parts.network import Velocity
 from mgjax.train.parts.optim import gradients, make_optimizer, start_ema, update, update_ema
@@ -38,6 +39,7 @@ def fit_stage(
     batch)` has the batch on the leading axis of every leaf. `teacher`: what training starts from also stays, frozen,
     as teacher."""
     optimizer, tune = make_optimizer(cfg.optimizer, cfg.steps), tuning(cfg.lora)
+    gather = gathering(cfg.gather, cfg.dtype)
 
     def init(key, pretrained):
         weights = starting_weights(key, net, pretrained.get("dit"))
@@ -53,8 +55,12 @@ def fit_stage(
         )
 
     def step(state, batch):
+        seen = gather.once(lambda: tune.merge(state.params, state.base))
+        asked = {"teacher": state.teacher, "ema": state.ema if cfg.lora is None else None}
+        held = state._replace(**{name: gather.once(lambda w=w: w)() for name, w in asked.items() if w is not None})
+
         def part(params, piece):
-            return loss(tune.merge(params, state.base), state, piece)
+            return loss(gather.trained(tune.merge(params, state.base), seen), held, piece)
 
         grads, metrics = gradients(part, state.params, (batch, draw(state, batch)), cfg.accumulate)
         params, opt_state, norm = update(optimizer, grads, state.params, state.opt_state)

@@ -87,9 +87,8 @@ def make_stage(cfg: LongStage, world: WorldConfig) -> Stage:
         return state._replace(stream=empty(tune.merge(state.params, state.base), cfg.batch))
 
     def step(state, clips):
-        batch = clips.features.shape[0]
-        weights = tune.merge(state.params, state.base)
-        params = stream_params(weights, net)
+        batch, held = clips.features.shape[0], distil.hold(state)
+        params = stream_params(held.generator(), net)
         exit = jax.random.randint(fold(state, "exit"), (), 0, len(levels))
         noise = draw_noise(fold(state, "rollout"), net, batch, first + new, world.sampler.draws)
 
@@ -119,15 +118,15 @@ def make_stage(cfg: LongStage, world: WorldConfig) -> Stage:
 
         def generator_loss(trained, piece):
             rolled, rows, before, tail, clips, score, counts = piece
-            weights = tune.merge(trained, state.base)
+            weights = distil.trained(trained, state, held)
             made = before, _swapped(rolled), _swapped(rows), levels[exit]
             x = repeat_steps(functions, net, weights, params, clips.features, *made)
             x = jnp.concatenate([tail, x], 1)
-            return distil.generator_loss(state, x, clips, score, start, counts)
+            return distil.generator_loss(held, x, clips, score, start, counts)
 
         def critic_loss(critic, piece):
             x, clips, score, counts = piece
-            return distil.critic_loss(state, critic, x, clips, score, start, counts)
+            return distil.critic_loss(held, critic, x, clips, score, start, counts)
 
         piece = (rolled, rows, stream.state, stream.tail, stream.clips)
         critic_piece = (jnp.concatenate([stream.tail, made], 1), stream.clips)
@@ -154,7 +153,7 @@ def make_stage(cfg: LongStage, world: WorldConfig) -> Stage:
         x = clip_of(rolled.latents)
         end = x[:, -window:]
         score = distil.draw(jax.random.key(1), end.shape)
-        _, metrics = distil.generator_loss(state, end, clips, score, chunks * chunk - window)
+        _, metrics = distil.generator_loss(distil.hold(state), end, clips, score, chunks * chunk - window)
         error = jnp.mean(jnp.square(end - clips.latents[:, chunks * chunk - window : chunks * chunk]))
         return {"loss": metrics["score_gap"], "error": error, "drift": jnp.abs(end.std() - x[:, :window].std())}
 

@@ -15,7 +15,6 @@ from mgjax.config import Settings, WorldConfig
 from mgjax.diffusion.dmd import Score
 from mgjax.train.parts.distil import distillation
 from mgjax.train.parts.fit import clip_spec
-from mgjax.train.parts.lora import tuning
 from mgjax.train.parts.network import network_of
 from mgjax.train.parts.rolling import (
     begin,
@@ -46,7 +45,7 @@ def make_stage(cfg: SelfForcingStage, world: WorldConfig) -> Stage:
     chunks, draws = cfg.latents // net.dit.chunk, world.sampler.draws
     if cfg.latents % net.dit.chunk:
         raise ValueError(f"rollouts of {cfg.latents} latent frames are not whole chunks of {net.dit.chunk}")
-    tune, distil = tuning(cfg.lora), distillation(cfg, net, cfg.shift_in(world))
+    distil = distillation(cfg, net, cfg.shift_in(world))
 
     def draw(state, clips, role):
         batch = clips.features.shape[0]
@@ -60,19 +59,20 @@ def make_stage(cfg: SelfForcingStage, world: WorldConfig) -> Stage:
         return roll(functions, params, streams, chunk_rows(net, clips.actions, 0, chunks), noise, exit)[0]
 
     def step(state, clips):
+        held = distil.hold(state)
+
         def generator_loss(params, piece):
             clips, draws = piece
-            weights = tune.merge(params, state.base)
-            rolled = rolled_out(weights, clips, draws.noise, exit)
+            rolled = rolled_out(held.generator(), clips, draws.noise, exit)
+            weights = distil.trained(params, state, held)
             x = replay(net, weights, clips, rolled, levels[exit], world.sampler.context, cfg.kv_gradient)
-            loss, metrics = distil.generator_loss(state, x, clips, draws.score)
+            loss, metrics = distil.generator_loss(held, x, clips, draws.score)
             return loss, {**metrics, "replay_error": jnp.abs(x - clip_of(rolled.latents)).max()}
 
         def loss_of_critic(critic, piece):
             clips, draws = piece
-            weights = tune.merge(state.params, state.base)
-            x = clip_of(rolled_out(weights, clips, draws.noise, critic_exit).latents)
-            return distil.critic_loss(state, critic, x, clips, draws.score)
+            x = clip_of(rolled_out(held.generator(), clips, draws.noise, critic_exit).latents)
+            return distil.critic_loss(held, critic, x, clips, draws.score)
 
         exit = jax.random.randint(fold(state, "exit"), (), 0, len(levels))
         critic_exit = jax.random.randint(fold(state, "critic_exit"), (), 0, len(levels))
@@ -84,7 +84,7 @@ def make_stage(cfg: SelfForcingStage, world: WorldConfig) -> Stage:
         noise = draw_noise(jax.random.key(0), net, clips.features.shape[0], chunks, draws)
         x = clip_of(rolled_out(distil.weights(state), clips, noise, len(levels) - 1).latents)
         score = distil.draw(jax.random.key(1), x.shape)
-        _, metrics = distil.generator_loss(state, x, clips, score)
+        _, metrics = distil.generator_loss(distil.hold(state), x, clips, score)
         return {"loss": metrics["score_gap"], "error": jnp.mean(jnp.square(x - clips.latents))}
 
     return Stage(
