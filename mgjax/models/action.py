@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from mgjax.config import ActionConfig
 from mgjax.models.cache import KV
-from mgjax.models.context import Context, Sight, held, with_past
+from mgjax.models.context import Context, Sight, with_past
 from mgjax.models.layers import Dense, JoinDense, Norm, gelu
 from mgjax.ops.attention import by_frames
 from mgjax.ops.norms import layer_norm, rms_norm
@@ -58,12 +58,11 @@ def attend_frames(
 
 def _in_sight(attend, q, own: KV, past: KV | None, sight: Sight):
     """`attend` over the frames that `sight` shows, own frames first."""
-    own = held(own, sight)
-    if sight.mask is not None:
-        return by_frames(attend, sight.mask, q, *own)
-    if past is None:
-        return attend(q, *own)
     kv = with_past(own, past)
+    if sight.mask is not None:
+        return by_frames(attend, sight.mask, q, *kv)
+    if sight.filled is None:
+        return attend(q, *kv)
     valid = jnp.arange(kv.k.shape[1]) < (q.shape[1] + sight.filled)[:, None]
     return attend(q, *kv, valid)
 

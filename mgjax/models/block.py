@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from mgjax.config import AttentionKind, DiTConfig
 from mgjax.models.action import ActionInjection
 from mgjax.models.cache import KV, BlockKV
-from mgjax.models.context import Context, Sight, held, with_past
+from mgjax.models.context import Context, Sight, with_past
 from mgjax.models.layers import Dense, Norm, gelu
 from mgjax.ops import layout
 from mgjax.ops.attention import attention, by_frames, by_mask
@@ -52,10 +52,9 @@ class Attention(nn.Module):
         return KV(k if turn is None else rotate(k, turn), self._heads(self.v(x)))
 
     def attend(self, q: Float[Array, "b t s k e"], kv: KV, sight: Sight = Sight()) -> Float[Array, "b t s d"]:  # noqa: B008
-        q, kv, length = layout.heads(q), KV(*map(layout.heads, held(kv, sight))), ()
-        if sight.past is not None and sight.filled is not None:
-            kv = with_past(kv, sight.past.tokens)
-            length = ((q.shape[1] + sight.filled) * q.shape[2],)
+        q, kv = layout.heads(q), KV(*map(layout.heads, kv))
+        kv = with_past(kv, sight.past and sight.past.tokens)
+        length = () if sight.filled is None else ((q.shape[1] + sight.filled) * q.shape[2],)
 
         def tokens(x):
             return x.reshape(x.shape[0], -1, *x.shape[-2:])

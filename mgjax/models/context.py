@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -24,24 +23,17 @@ class Sight(NamedTuple):
     """Which latent frames the frames of this call see.
 
     A stream gives `past`, the block's ring, and `filled`, how many of its slots are valid; its own frames see one
-    another. Training gives `mask` [t, u] over the call's own frames, static. With neither every frame sees every frame.
-    No gradient flows into the keys and values of the first `detached` own frames.
+    another. Training gives `mask` [t, u], static, over the call's own frames, and behind them those of `past` where
+    there are some. With neither every frame sees every frame.
     """
 
     past: BlockKV | None = None
     filled: Int[Array, " b"] | None = None
     mask: np.ndarray | None = None
-    detached: int = 0
 
 
-def held(own: KV, sight: Sight) -> KV:
-    """`own` without the gradient of its first `sight.detached` frames."""
-    if not sight.detached:
+def with_past(own: KV, past: KV | None) -> KV:
+    """Own frames first, so that the valid frames are a prefix; then the past's."""
+    if past is None:
         return own
-    n = sight.detached
-    return KV(*(jnp.concatenate([jax.lax.stop_gradient(x[:, :n]), x[:, n:]], 1) for x in own))
-
-
-def with_past(own: KV, past: KV) -> KV:
-    """Own frames first, so that the valid frames are a prefix; then the ring."""
     return KV(*(jnp.concatenate(pair, 1) for pair in zip(own, past, strict=True)))

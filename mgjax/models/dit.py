@@ -372,24 +372,44 @@ def forward(
     mask: np.ndarray | None,
     dtype,
     attention: AttentionKind = "xla",
-    detached: int = 0,
+    past: int = 0,
     remat: Remat = "layer",
 ) -> Float[Array, "b t h w c"]:
     """Velocity of whole sequences, float32.
 
     `mask` [t, u] says which latent frames a frame sees; None lets every frame see every frame (the foundation model).
-    No gradient flows through the keys and values of the first `detached` frames. `remat`: what stacked layers keep for
-    a gradient, their inputs, the outputs of their attention too, or their inputs in the host's memory.
+    `remat`: what stacked layers keep for a gradient, their inputs, the outputs of their attention too, or their inputs
+    in the host's memory.
+
+    Of the first `past` frames, which see none of the others, the keys and values alone are of use: no gradient flows
+    into them, none is computed, and the result is of the frames behind them.
     """
     e, e0 = _embed_time(params, cfg, timestep, context)
     tokens = image_tokens(params, cfg, features, dtype)
-    sight = Sight(mask=mask, detached=detached)
+    embedded = _embed(params, cfg, x, timestep, condition, dtype)
+    if past:
+        assert mask is not None
+        assert not mask[:past, past:].any()
+        seen = Sight(mask=mask[:past, :past])
+        mask = np.concatenate([mask[past:, past:], mask[past:, :past]], 1)  # own frames first, as keys lie
+    before, behind = slice(None, past), slice(past, None)
 
     def body(has_action, variables, x):
-        block = Block(cfg, has_action, dtype, attention)
+        old, new = x
+        block, kept = Block(cfg, has_action, dtype, attention), None
         image = block.apply(variables, tokens, method="image_kv")
-        x, _ = block.apply(variables, x, e0, image, context, sight)
-        return x, None
+        if past:
+            given = variables, old, _cut(e0, before), image, _cut(context, before)
+            old, kept = block.apply(*jax.lax.stop_gradient(given), seen)
+            kept = checkpoint_name(kept, "attention")
+        new, _ = block.apply(variables, new, _cut(e0, behind), image, _cut(context, behind), Sight(kept, mask=mask))
+        return (old, new), None
 
-    tokens, _ = _through(params, cfg, body, _embed(params, cfg, x, timestep, condition, dtype), remat=remat)
-    return _finish(params, cfg, tokens, e, x, timestep)
+    start = _cut(embedded, before) if past else None, _cut(embedded, behind)
+    (_, out), _ = _through(params, cfg, body, start, remat=remat)
+    return _finish(params, cfg, out, *(_cut(part, behind) for part in (e, x, timestep)))
+
+
+def _cut(tree: Any, frames: slice) -> Any:
+    """These latent frames, axis 1, of all leaves; what is the same for all frames stays."""
+    return jax.tree.map(lambda leaf: leaf if leaf.shape[1] == 1 else leaf[:, frames], tree)

@@ -84,7 +84,7 @@ def by_frames(
 
 
 def take_frames(x: Float[Array, "b u *rest"], frames: np.ndarray) -> Float[Array, "b t *rest"]:
-    """x[:, frames], as one slice where the frames are consecutive."""
-    if len(frames) == frames[-1] - frames[0] + 1:
-        return x[:, frames[0] : frames[-1] + 1]
-    return x[:, frames]
+    """x[:, frames], a slice for every run of consecutive frames: the gradient of a gather would be a scatter."""
+    runs = np.split(frames, np.flatnonzero(np.diff(frames) != 1) + 1)
+    slices = [x[:, run[0] : run[-1] + 1] for run in runs]
+    return slices[0] if len(slices) == 1 else jnp.concatenate(slices, 1)

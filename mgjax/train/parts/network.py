@@ -149,9 +149,9 @@ def forced(
             mask,
             net.dtype,
             net.attention,
-            detached=frames if detached else 0,
+            past=frames if detached else 0,
             remat=net.remat,
         )
-        return out[:, frames:]
+        return out[:, -frames:]
 
     return velocity

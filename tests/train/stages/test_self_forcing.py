@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import tiny
 
+from mgjax import flops
 from mgjax.config import Settings
 from mgjax.diffusion.dmd import dmd_loss
 from mgjax.diffusion.rollout import sample
@@ -164,6 +165,16 @@ def test_t3_17_parallel_replay_is_the_sequential_gradient(student, rolled):
     through_loss, through = student.gradient(student.weights, made, sigma, True)
     np.testing.assert_allclose(through_loss, loss, rtol=1e-5)
     assert tiny.relative(through, grads) > 0.02
+
+
+def test_no_gradient_is_computed_of_the_clean_half(student, rolled):
+    """Six passes over a half remain of eight: of the clean one two forward, of the noisy one two and its gradient."""
+    made, sigma = rolled[1], jnp.float32(student.levels[1])
+
+    def operations(kv_gradient):
+        return flops.count(lambda weights: student.gradient(weights, made, sigma, kv_gradient), student.weights)
+
+    assert operations(False) < 0.8 * operations(True)
 
 
 def test_t3_8_the_gradient_is_that_of_the_last_steps(student, rolled):
