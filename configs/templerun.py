@@ -21,12 +21,13 @@ from mgjax.train_config import (
 
 def config() -> TrainConfig:
     gpu = {"attention": "cudnn"}
+    passes = {**gpu, "gather": "step"}  # many of them a step: each would gather all weights anew
     return TrainConfig(
         name="templerun",
         world=preset("templerun"),
         foundation=FoundationStage(steps=40_000, starts=27, accumulate=8, **gpu),
         causal=CausalStage(accumulate=8, **gpu),
-        few_step=FewStepStage(accumulate=8, **gpu),
-        self_forcing=SelfForcingStage(accumulate=8, **gpu),
-        long=LongStage(accumulate=8, **gpu),
+        few_step=FewStepStage(accumulate=8, **passes),
+        self_forcing=SelfForcingStage(accumulate=8, **passes),
+        long=LongStage(accumulate=8, **passes),
     )

@@ -35,7 +35,7 @@ ALLOWED = {
     "data": {*PLAIN, "io"},
     "feeds": {*PLAIN, "train_config", "io", "data", "models", "stream"},
     "train/stage": {*PLAIN},
-    "train/parts": {*PLAIN, "train_config", "ops", "models", "diffusion", "world", "train/stage"},
+    "train/parts": {*PLAIN, "train_config", "sharding", "ops", "models", "diffusion", "world", "train/stage"},
     "train/stages": {*PLAIN, "train_config", "models", "diffusion", "world", "train/stage", "train/parts", "eval"},
 }
 # What the rooms of data may import of data besides themselves; its other files, `record.py`, use them all.
