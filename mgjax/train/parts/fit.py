@@ -56,8 +56,8 @@ def fit_stage(
 
     def step(state, batch):
         seen = gather.once(lambda: tune.merge(state.params, state.base))
-        asked = {"teacher": state.teacher, "ema": state.ema if cfg.lora is None else None}
-        held = state._replace(**{name: gather.once(lambda w=w: w)() for name, w in asked.items() if w is not None})
+        frozen = {"teacher": state.teacher, "ema": state.ema if cfg.lora is None else None}
+        held = state._replace(**{name: gather.once(lambda w=w: w)() for name, w in frozen.items() if w is not None})
 
         def part(params, piece):
             return loss(gather.trained(tune.merge(params, state.base), seen), held, piece)
