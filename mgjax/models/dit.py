@@ -387,6 +387,7 @@ def forward(
     e, e0 = _embed_time(params, cfg, timestep, context)
     tokens = image_tokens(params, cfg, features, dtype)
     embedded = _embed(params, cfg, x, timestep, condition, dtype)
+    seen = None
     if past:
         assert mask is not None
         assert not mask[:past, past:].any()
@@ -398,7 +399,7 @@ def forward(
         old, new = x
         block, kept = Block(cfg, has_action, dtype, attention), None
         image = block.apply(variables, tokens, method="image_kv")
-        if past:
+        if seen is not None:
             given = variables, old, _cut(e0, before), image, _cut(context, before)
             old, kept = block.apply(*jax.lax.stop_gradient(given), seen)
             kept = checkpoint_name(kept, "attention")
