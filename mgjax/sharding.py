@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mgjax.errors import InputError
@@ -39,8 +40,11 @@ RULES: tuple[tuple[str, tuple], ...] = (
 def make_mesh(cfg: MeshConfig, devices: list | None = None) -> Mesh:
     """The mesh (data, fsdp, context, tensor) over `devices` (None: all of the job's).
 
+    `data` is the outermost axis: on several hosts it is the one that crosses the slow network, as far as it reaches,
+    and on several TPU slices it alone does.
+
     Raises:
-        InputError: the axes do not multiply to the number of devices.
+        InputError: the axes do not multiply to the number of devices, or `data` not to that of TPU slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [cfg.data, cfg.fsdp, cfg.context, cfg.tensor]
@@ -50,6 +54,15 @@ def make_mesh(cfg: MeshConfig, devices: list | None = None) -> Mesh:
     if math.prod(sizes) != len(devices):
         shape = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
         raise InputError(f"the mesh {shape} does not fit {len(devices)} devices")
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:
+        if sizes[0] % slices:
+            raise InputError(
+                f"between {slices} slices of TPUs the network is slow: mesh.data should be a multiple of it"
+            )
+        within, between = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1)
+        laid_out = mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
+        return Mesh(laid_out, AXES, axis_types=_AUTO)
     if devices[0].platform == "tpu":  # whose links have a shape; elsewhere neighbours in the list are near
         return jax.make_mesh(tuple(sizes), AXES, axis_types=_AUTO, devices=devices)
     return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=_AUTO)

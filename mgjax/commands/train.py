@@ -41,6 +41,7 @@ def main(
     from mgjax.train.run import processes
 
     use_compilation_cache()
+    processes.suit_chip()
     processes.start(cfg.run.heartbeat_s)
     from mgjax.train.run.ladder import train_stage
 

@@ -186,3 +186,18 @@ def test_a_run_that_crashes_again_and_again_says_so(tmp_path, monkeypatch):
     (tmp_path / "starts.json").unlink()
     assert run(tmp_path, 6, cfg, resume=True).finished
     assert not (tmp_path / "starts.json").exists()
+
+
+def test_a_gpu_is_told_what_training_wants_unless_somebody_has(monkeypatch, tmp_path):
+    def told(driver, **environment):
+        monkeypatch.setattr(processes, "_NVIDIA", driver)
+        monkeypatch.setattr(processes.os, "environ", environment)
+        processes.suit_chip()
+        return environment
+
+    assert told(tmp_path / "absent") == {}
+    ours = {"XLA_FLAGS": "--xla_gpu_enable_latency_hiding_scheduler=true", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
+    assert told(tmp_path) == ours
+    assert told(tmp_path, XLA_FLAGS="--xla_a=1")["XLA_FLAGS"] == f"--xla_a=1 {ours['XLA_FLAGS']}"
+    theirs = {"XLA_FLAGS": "--xla_gpu_enable_latency_hiding_scheduler=false", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}
+    assert told(tmp_path, **theirs) == theirs

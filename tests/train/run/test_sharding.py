@@ -12,7 +12,8 @@ from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from mgjax.errors import InputError
-from mgjax.sharding import AXES, RULES, check_batch, spec
+from mgjax.sharding import AXES, RULES, check_batch, make_mesh, spec
+from mgjax.train_config import MeshConfig
 
 MESHES = ((1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2))
 STAGES = ("vae", "foundation", "causal", "few_step", "self_forcing", "long")
@@ -156,6 +157,26 @@ def mesh(*sizes):
 )
 def test_one_table_places_every_part_of_the_state(path, shape, expected):
     assert spec(path, shape, mesh(2, 4, 1, 2)) == expected
+
+
+class Chip:
+    """A TPU of one of several slices of 2 x 4, as JAX describes one."""
+
+    platform, device_kind, core_on_chip = "tpu", "TPU v5e", 0
+
+    def __init__(self, part: int, place: int):
+        self.id, self.process_index, self.slice_index = 8 * part + place, part, part
+        self.coords = place // 4, place % 4, 0
+
+
+def test_only_data_crosses_from_slice_to_slice():
+    chips = [Chip(part, place) for part in range(2) for place in range(8)]
+    found = make_mesh(MeshConfig(data=4, fsdp=2, tensor=2), chips)
+    assert dict(found.shape) == {"data": 4, "fsdp": 2, "context": 1, "tensor": 2}
+    for index, rest in enumerate(found.devices):
+        assert {chip.slice_index for chip in rest.ravel()} == {index // 2}
+    with pytest.raises(InputError, match=r"between 2 slices of TPUs .* mesh\.data should be a multiple"):
+        make_mesh(MeshConfig(fsdp=-1), chips)
 
 
 def test_a_micro_batch_that_does_not_split_is_one_sentence():
