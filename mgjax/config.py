@@ -17,7 +17,9 @@ from typing import Any, Literal, TypeVar
 
 from mgjax.errors import InputError
 
-AttentionKind = Literal["xla", "tiled", "cudnn"]
+AttentionKind = Literal["xla", "tiled", "cudnn", "splash"]
+KERNELS = types.MappingProxyType({"cudnn": "gpu", "splash": "tpu"})  # what one kind of device alone computes, as
+# jax.default_backend() calls it
 Remat = Literal["layer", "attention", "offload"]
 DecoderKind = Literal["vae", "taehv"]
 DType = Literal["float32", "bfloat16"]

@@ -15,7 +15,18 @@ from pathlib import Path
 import jax
 
 from mgjax import checkpoint
-from mgjax.config import PRESETS, AttentionChoice, DecoderChoice, DType, DTypeChoice, Settings, WorldConfig, preset
+from mgjax.config import (
+    KERNELS,
+    PRESETS,
+    AttentionChoice,
+    AttentionKind,
+    DecoderChoice,
+    DType,
+    DTypeChoice,
+    Settings,
+    WorldConfig,
+    preset,
+)
 from mgjax.errors import InputError
 from mgjax.export import artefact, exported
 from mgjax.io.tensors import open_tensors
@@ -52,7 +63,8 @@ def load(
             such a repository's name at Hugging Face, where the package huggingface_hub is installed.
         model: whose weights are to be taken from a released folder: universal (where not given), gta_drive, templerun.
         dtype: "float32" or "bfloat16"; "auto" is float32 on a CPU and bfloat16 on what computes in it.
-        attention: "xla", "tiled" (for CPUs) or "cudnn" (NVIDIA); "auto" is what this device serves best.
+        attention: "xla", "tiled" (for CPUs), "cudnn" (NVIDIA) or "splash" (TPUs); "auto" is what this device serves
+            best.
         decoder: "vae", the full one, or "taehv", the small fast one; "auto" is the first that there are weights of.
         random_weights: of a preset, to try a machine without its weights.
 
@@ -213,6 +225,9 @@ def _download(name: str, model: str | None) -> Path:
         raise InputError(f"{name} cannot be had from Hugging Face: {str(error).splitlines()[0]}") from None
 
 
+_KERNEL_OF: dict[tuple[str, ...], AttentionKind] = {("cpu",): "tiled", ("tpu",): "splash"}
+
+
 def choose(
     cfg: WorldConfig,
     dtype: DTypeChoice = "auto",
@@ -233,9 +248,12 @@ def choose(
         dtype = "float32" if slow else "bfloat16"
     refusal = _no_cudnn(cfg, dtype, capability)
     if attention == "auto":
-        attention = "tiled" if device.platform == "cpu" else "xla" if refusal else "cudnn"
+        elsewhere = "xla" if refusal else "cudnn"
+        attention = _KERNEL_OF.get((device.platform,), elsewhere)
     elif attention == "cudnn" and refusal:
         raise InputError(f"attention cudnn {refusal}")
+    elif attention == "splash" and device.platform != "tpu":
+        raise InputError("attention splash needs a TPU")
     if decoder == "auto":
         decoder = "taehv" if "vae" not in components and "taehv" in components else "vae"
     return Settings(dtype, decoder, attention)
@@ -256,9 +274,9 @@ def choose_for(
         if tuple(platforms) == ("cuda",) and not _no_cudnn(found.cfg, dtype, _AMPERE):
             attention = "cudnn"
         else:
-            attention = "tiled" if tuple(platforms) == ("cpu",) else "xla"
-    # Whether this machine has cuDNN does not matter.
-    chosen = found.choose(dtype, "xla" if attention == "cudnn" else attention, decoder).settings
+            attention = _KERNEL_OF.get(tuple(platforms), "xla")
+    # Whether this machine has the kernel does not matter.
+    chosen = found.choose(dtype, "xla" if attention in KERNELS else attention, decoder).settings
     return World(found.cfg, dataclasses.replace(chosen, attention=attention))
 
 

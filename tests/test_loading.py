@@ -43,7 +43,7 @@ def device(request, monkeypatch):
         ("B200", "universal", "bfloat16", "cudnn"),
         ("H100", "nano", "bfloat16", "cudnn"),  # heads of 24
         ("MI300X", "universal", "bfloat16", "xla"),
-        ("TPU", "universal", "bfloat16", "xla"),
+        ("TPU", "universal", "bfloat16", "splash"),
         ("unknown GPU", "universal", "bfloat16", "xla"),
     ],
     indirect=["device"],
@@ -67,6 +67,12 @@ def test_a_head_that_cudnn_refuses_is_computed_otherwise(device):
 def test_cudnn_is_refused_where_it_is_not(device):
     with pytest.raises(InputError, match="needs an NVIDIA GPU of the Ampere generation"):
         loading.choose(preset("universal"), attention="cudnn")
+
+
+@pytest.mark.parametrize("device", ["H100", "MI300X", "cpu"], indirect=True)
+def test_the_kernel_of_tpus_is_refused_where_there_is_none(device):
+    with pytest.raises(InputError, match="attention splash needs a TPU"):
+        loading.choose(preset("universal"), attention="splash")
 
 
 @pytest.mark.parametrize("name", ["dtype", "attention", "decoder"])

@@ -54,7 +54,8 @@ def main(
         weights: as of `mgjax generate`.
         decoder: vae, the full video decoder, or taehv, the small fast one; auto is vae where its weights are.
         dtype: of the computation; auto is float32 on a CPU and bfloat16 elsewhere.
-        attention: xla is the plain form, tiled the one for CPUs, cudnn the fused kernel of NVIDIA GPUs; auto chooses.
+        attention: xla is the plain form, tiled the one for CPUs, cudnn and splash the fused kernels of NVIDIA GPUs and
+            TPUs; auto chooses.
         batch: streams stepped together.
         chunks: how many are measured, after the warm-up.
         seed: of weights, noise and actions.

@@ -53,8 +53,8 @@ def main(
         model: of weights for several models, which.
         decoder: vae, the full video decoder, or taehv, the small fast one.
         dtype: of the artefact's computation; auto is float32 for cpu, and bfloat16 for cuda and tpu.
-        attention: auto is tiled for cpu, xla for tpu and several platforms, and cudnn for cuda where it takes the
-            heads.
+        attention: auto is tiled for cpu, splash for tpu, cudnn for cuda where it takes the heads, and xla for several
+            platforms.
         compiled: put machine code into the artefact, so that its first start need not compile: for this machine's
             device (here), or for GPUs that need not be here, named as for `mgjax bench --target`. Only who trusts it
             uses it (`mgjax bench --cold --trust-compiled`, `mgjax.export.load(.., trust_compiled=True)`).

@@ -47,7 +47,8 @@ def main(
         state: a file made by --save-state: go on from there, without a picture.
         save_state: write the stream's state after the last frame, to go on later or to fork the world.
         dtype: of the computation; auto is float32 on a CPU and bfloat16 elsewhere.
-        attention: xla is the plain form, tiled the one for CPUs, cudnn the fused kernel of NVIDIA GPUs; auto chooses.
+        attention: xla is the plain form, tiled the one for CPUs, cudnn and splash the fused kernels of NVIDIA GPUs and
+            TPUs; auto chooses.
     """
     from mgjax import loading
     from mgjax.io.actions import MAX_ROWS, load_actions

@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from mgjax.config import KERNELS
 from mgjax.errors import InputError
 from mgjax.export import artefact
 from mgjax.export.exported import ExportedWorld, load
@@ -59,10 +60,10 @@ def here() -> dict[str, str]:
 
 
 def save_golden(path: Path, world: World, params: dict, picture: np.ndarray | None = None) -> None:
-    """Streams three chunks in this process, and writes inputs and outputs to `path`; a device that has no cuDNN streams
-    with plain attention."""
+    """Streams three chunks in this process, and writes inputs and outputs to `path`; a device that has not the
+    kernel of its attention streams with the plain form."""
     cfg = world.cfg
-    if world.settings.attention == "cudnn" and jax.default_backend() != "gpu":
+    if KERNELS.get(world.settings.attention, jax.default_backend()) != jax.default_backend():
         world = dataclasses.replace(world, settings=dataclasses.replace(world.settings, attention="xla"))
     image = _pattern(cfg.height, cfg.width) if picture is None else np.asarray(picture, np.float32)
     key = jax.random.key_data(jax.random.split(jax.random.key(2508), 1))

@@ -14,6 +14,7 @@ from safetensors.flax import save_file
 
 import mgjax
 from mgjax import flops
+from mgjax.config import KERNELS
 from mgjax.errors import InputError
 from mgjax.export import artefact
 from mgjax.export.artefact import Array, Manifest, Program, flatten
@@ -82,8 +83,10 @@ def write(
     for platform in platforms:
         if platform not in Platforms:
             raise InputError(f"there is no platform {platform!r}; there are {', '.join(Platforms)}")
-    if world.settings.attention == "cudnn" and tuple(platforms) != ("cuda",):
-        raise InputError("cudnn attention runs on cuda alone: export it by itself, or with --attention xla")
+    attention = world.settings.attention
+    alone = {"gpu": "cuda", "tpu": "tpu"}.get(KERNELS.get(attention, ""))
+    if alone and tuple(platforms) != (alone,):
+        raise InputError(f"{attention} attention runs on {alone} alone: export it by itself, or with --attention xla")
 
     # A stream's programs want the compute dtype; encoders are read in it, too.
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(world.dtype), params)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mgjax.config import AttentionKind
+from mgjax.ops.splash import splash_attention
 from mgjax.ops.tiled import tiled_attention
 
 
@@ -27,8 +28,11 @@ def attention(
     """Softmax attention over the first `length` keys of each row (None: over all), scaled by 1 / sqrt(e).
 
     "xla" is the readable reference and runs everywhere, with the softmax in float32. "tiled" is made for CPUs
-    (`mgjax.ops.tiled`). "cudnn" is NVIDIA's fused kernel (float16 or bfloat16 inputs). Both keep no logits in memory.
+    (`mgjax.ops.tiled`). "cudnn" is NVIDIA's fused kernel (float16 or bfloat16 inputs), "splash" the one for TPUs
+    (`mgjax.ops.splash`). All three keep no logits in memory.
     """
+    if kind == "splash":
+        return splash_attention(q, k, v, length)
     if kind == "tiled":
         return tiled_attention(q, k, v, length)
     if kind == "cudnn":

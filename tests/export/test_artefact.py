@@ -291,7 +291,8 @@ def test_a_device_without_cudnn_keeps_golden_chunks_for_one_that_has_it(tmp_path
 def test_every_preset_lowers_for_accelerators_from_here(name, platform):
     cfg = PRESETS[name]
     # nano's heads are too narrow for cuDNN.
-    attention = "cudnn" if platform == "cuda" and cfg.dit.head_dim % 8 == 0 and name != "nano" else "xla"
+    cuda = "cudnn" if cfg.dit.head_dim % 8 == 0 and name != "nano" else "xla"
+    attention = cuda if platform == "cuda" else "splash"
     world = World(cfg, Settings("bfloat16", attention=attention))
     params = jax.eval_shape(world.init, jax.random.key(0))
     for kind, function in functions(world, params, 1).items():

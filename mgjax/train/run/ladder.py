@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mgjax import checkpoint, sharding
-from mgjax.config import LinearConfig, VAEConfig, WorldConfig
+from mgjax.config import KERNELS, LinearConfig, VAEConfig, WorldConfig
 from mgjax.data.store.schema import Schema, check_same_mouse, dumps, loads
 from mgjax.errors import InputError
 from mgjax.eval import verdict
@@ -46,8 +46,10 @@ def train_stage(cfg: TrainConfig, name: str, out: Path, *, resume: bool) -> bool
     record, folder, result = RECORDS[name], out / name, out / name / "weights"
     if resume and result.is_dir() and _trained(folder) >= getattr(cfg, name).steps:
         return True
-    if getattr(cfg, name).attention == "cudnn" and jax.default_backend() != "gpu":
-        raise InputError(f"attention=cudnn needs an NVIDIA GPU: pass {name}.attention=tiled")
+    attention = getattr(cfg, name).attention
+    if KERNELS.get(attention, jax.default_backend()) != jax.default_backend():
+        device = {"gpu": "an NVIDIA GPU", "tpu": "a TPU"}[KERNELS[attention]]
+        raise InputError(f"attention={attention} needs {device}: pass {name}.attention=tiled")
     parents = find_parents(cfg, name, out)
     cfg = with_measured_latents(cfg, parents)
     stage_cfg = getattr(cfg, name)
