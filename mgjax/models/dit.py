@@ -374,7 +374,7 @@ def forward(
     attention: AttentionKind = "xla",
     past: int = 0,
     remat: Remat = "layer",
-) -> Float[Array, "b t h w c"]:
+) -> Float[Array, "b u h w c"]:
     """Velocity of whole sequences, float32.
 
     `mask` [t, u] says which latent frames a frame sees; None lets every frame see every frame (the foundation model).
