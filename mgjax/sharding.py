@@ -54,18 +54,16 @@ def make_mesh(cfg: MeshConfig, devices: list | None = None) -> Mesh:
     if math.prod(sizes) != len(devices):
         shape = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
         raise InputError(f"the mesh {shape} does not fit {len(devices)} devices")
+    if devices[0].platform != "tpu":  # neighbours in the list are near; GPUs of a host are a slice of their own to JAX
+        return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=_AUTO)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices > 1:
-        if sizes[0] % slices:
-            raise InputError(
-                f"between {slices} slices of TPUs the network is slow: mesh.data should be a multiple of it"
-            )
-        within, between = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1)
-        laid_out = mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
-        return Mesh(laid_out, AXES, axis_types=_AUTO)
-    if devices[0].platform == "tpu":  # whose links have a shape; elsewhere neighbours in the list are near
+    if slices == 1:
         return jax.make_mesh(tuple(sizes), AXES, axis_types=_AUTO, devices=devices)
-    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=_AUTO)
+    if sizes[0] % slices:
+        raise InputError(f"between {slices} slices of TPUs the network is slow: mesh.data should be a multiple of it")
+    within, between = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1)
+    laid_out = mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
+    return Mesh(laid_out, AXES, axis_types=_AUTO)
 
 
 def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

@@ -125,6 +125,8 @@ def fused_attentions(cfg: WorldConfig, dtype: DType) -> tuple[AttentionKind, ...
     device = jax.local_devices()[0]
     if device.platform == "cpu":
         return ("tiled",)
+    if device.platform == "tpu":
+        return ("splash",)
     capability = re.fullmatch(r"[0-9]+\.[0-9]+", str(getattr(device, "compute_capability", "")))
     served = capability and float(capability[0]) >= 8 and cfg.dit.head_dim % 8 == 0
     return ("cudnn",) if served and dtype == "bfloat16" else ()

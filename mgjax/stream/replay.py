@@ -71,10 +71,11 @@ def replay(model: Model, log: Log, state: str | Path | None = None) -> Iterator[
             if line in last_use:
                 if len(stood) >= _MOST:
                     raise InputError(f"more than {_MOST} moments would have to be remembered")
-                going, seat = (batch, row) if batch is not None else (stream, 0)
-                if going is None:
-                    raise InputError("no stream has begun that could be gone back to")
-                stood[line] = going.take([seat])
+                if batch is None:
+                    assert stream is not None  # it has just begun, or been gone back to
+                    stood[line] = stream.take([0])
+                else:
+                    stood[line] = batch.take([row])
         except InputError as error:
             raise InputError(f"line {line + 1} of the log: {error}") from None
 

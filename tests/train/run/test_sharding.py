@@ -160,11 +160,12 @@ def test_one_table_places_every_part_of_the_state(path, shape, expected):
 
 
 class Chip:
-    """A TPU of one of several slices of 2 x 4, as JAX describes one."""
+    """One of several slices of 2 x 4 TPUs, or of several hosts with GPUs, as JAX describes it."""
 
-    platform, device_kind, core_on_chip = "tpu", "TPU v5e", 0
+    device_kind, core_on_chip = "TPU v5e", 0
 
-    def __init__(self, part: int, place: int):
+    def __init__(self, part: int, place: int, platform: str = "tpu"):
+        self.platform = platform
         self.id, self.process_index, self.slice_index = 8 * part + place, part, part
         self.coords = place // 4, place % 4, 0
 
@@ -177,6 +178,14 @@ def test_only_data_crosses_from_slice_to_slice():
         assert {chip.slice_index for chip in rest.ravel()} == {index // 2}
     with pytest.raises(InputError, match=r"between 2 slices of TPUs .* mesh\.data should be a multiple"):
         make_mesh(MeshConfig(fsdp=-1), chips)
+
+
+def test_gpus_of_several_hosts_may_share_any_axis():
+    """To JAX each of their hosts is a slice as well; the default has all of them on `fsdp`."""
+    chips = [Chip(part, place, "gpu") for part in range(2) for place in range(8)]
+    assert dict(make_mesh(MeshConfig(), chips).shape) == {"data": 1, "fsdp": 16, "context": 1, "tensor": 1}
+    found = make_mesh(MeshConfig(data=2), chips)
+    assert [{chip.slice_index for chip in rest.ravel()} for rest in found.devices] == [{0}, {1}]
 
 
 def test_a_micro_batch_that_does_not_split_is_one_sentence():
