@@ -18,6 +18,7 @@ from mgjax.export import artefact, compiled, exported, write
 from mgjax.export.check import check, save_golden
 from mgjax.export.functions import functions
 from mgjax.stream.model import Model
+from mgjax.stream.rows import fit, no_rows
 from mgjax.stream.session import Session
 from mgjax.world import World
 
@@ -89,6 +90,17 @@ def test_the_frames_are_the_worlds_bit_for_bit_also_saved_forked_and_replaced(mo
     np.testing.assert_array_equal(artefact_model.resume(tmp_path / "state").step("s+up")[0], expected)
     its.replace(0, picture, seed=4)
     np.testing.assert_array_equal(its.step("w")[0], model.start(picture, seed=4).step("w")[0])
+
+
+def test_the_scan_of_its_programs_is_its_stream(artefact_model):
+    world, session = artefact_model.world, artefact_model.start(_picture(artefact_model.cfg), seed=4)
+    idle = no_rows(artefact_model.cfg)
+    chunk = fit(artefact_model.cfg, idle, artefact_model.cfg.chunk_frames)
+    rows = jax.tree.map(lambda part: np.repeat(part[None, None] + 0.1, 12, 0), chunk)
+    scanned, _ = world.programs().rollout(world, session.params, session.fork().state, rows)
+    for number in range(12):
+        stepped = session.step(jax.tree.map(lambda part, number=number: part[number, 0], rows))[0]
+        np.testing.assert_array_equal(scanned.pixels[number, 0][-len(stepped) :], stepped)
 
 
 def test_nothing_is_compiled_once_a_stream_runs_and_chunks_take_no_longer(artefact_model):
