@@ -7,28 +7,29 @@
 
 The folder is written beside its place and renamed when whole. Arrays are written a batch at a time, so that a tree of
 `LazyArray`s never lies in memory; any Orbax reads the result (`ocp.StandardCheckpointer().restore(FOLDER / "dit")`).
+Reading goes to TensorStore, on which Orbax stands: of the hundreds of small arrays of a small world it takes a fifth of
+the time, and a player waits for it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from mgjax.config import WorldConfig, from_json
 from mgjax.errors import InputError
 from mgjax.io.files import atomic_path, check_writable, literal_path
-from mgjax.io.tensors import LazyArray
+from mgjax.io.tensors import LazyArray, batches
 
 FORMAT = 1
 COMPONENTS = ("dit", "vae", "taehv", "clip")
@@ -37,8 +38,7 @@ SCHEMA = "schema.toml"
 SHIPPED = (
     Path(__file__).parent / "weights"
 )  # of the models that come with mgjax, each in a folder of its name, in bfloat16
-_BATCH = 256 << 20  # bytes in memory at a time; a batch becomes one file, so that thousands of arrays stay few files
-_CONCURRENT_GB = 2  # read at a time when loading; more than the largest array of any world
+_BATCH = 2 << 30  # bytes that are read at a time, so that not all arrays lie in memory twice
 
 
 def save(
@@ -67,8 +67,10 @@ def save(
         )
         if schema is not None:
             (temporary / SCHEMA).write_text(schema, encoding="utf-8")
+        from mgjax.io import orbax  # only who writes waits for its import
+
         for component, tree in components.items():
-            _save_tree(temporary / component, tree, progress)
+            orbax.write(temporary / component, tree, progress)
             _open_once(temporary / component, tree)
         sums = {str(path.relative_to(temporary)): _sha256(path) for path in _files(temporary)}
         (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=1))
@@ -133,20 +135,19 @@ def load(
     """
     path = _component(folder, component, verify)
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0]) if sharding is None else sharding
-
-    def target(stored, place):
-        kind = dtype if dtype is not None and jnp.issubdtype(stored.dtype, jnp.floating) else stored.dtype
-        return jax.ShapeDtypeStruct(stored.shape, kind, sharding=place)
-
     try:
-        with _reader() as checkpointer, literal_path(path) as literal:
-            stored = _stored(checkpointer, path)
-            places = jax.tree.map(lambda _: one, stored) if isinstance(one, jax.sharding.Sharding) else one
-            return checkpointer.restore(literal, args=ocp.args.StandardRestore(jax.tree.map(target, stored, places)))
-    except InputError:
-        raise
+        with literal_path(path) as literal:
+            stored, structure = jax.tree.flatten(_open(literal))
+            places = [one] * len(stored) if isinstance(one, jax.sharding.Sharding) else structure.flatten_up_to(one)
+            if dtype is not None:
+                kinds = [dtype if jnp.issubdtype(_dtype(array), jnp.floating) else _dtype(array) for array in stored]
+                stored = [ts.cast(array, kind) for array, kind in zip(stored, kinds, strict=True)]
+            arrays = []
+            for span in batches([math.prod(array.shape) * _dtype(array).itemsize for array in stored], _BATCH):
+                arrays += _read(stored[span], places[span])
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"cannot load {path}: {str(error).splitlines()[0]}") from error
+        raise _unreadable(path, error) from error
+    return jax.tree.unflatten(structure, arrays)
 
 
 def load_lazy(folder: Path, component: str, *, verify: bool = True) -> dict:
@@ -156,98 +157,77 @@ def load_lazy(folder: Path, component: str, *, verify: bool = True) -> dict:
         InputError: as `load`.
     """
     path = _component(folder, component, verify)
-    with _reader() as checkpointer:
-        stored = _stored(checkpointer, path)
+    try:
+        with literal_path(path) as literal:
+            stored = _open(literal)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(path, error) from error
 
-    def lazy(keys, array) -> LazyArray:
-        name = ".".join(key.key for key in keys)
-        return LazyArray(tuple(array.shape), np.dtype(array.dtype), lambda: _read_array(path, name))
+    def read(keys) -> np.ndarray:
+        with literal_path(path) as literal:
+            return _open_array(literal, [key.key for key in keys], ts.Context()).result().read().result()
 
-    return jax.tree_util.tree_map_with_path(lazy, stored)
-
-
-def _reader() -> ocp.Checkpointer:
-    # The limit keeps the compressed copies of all arrays from lying in memory beside the arrays.
-    return ocp.Checkpointer(ocp.StandardCheckpointHandler(restore_concurrent_gb=_CONCURRENT_GB))
-
-
-def _stored(checkpointer: ocp.Checkpointer, path: Path) -> dict:
-    """Shapes and types of a stored tree."""
-    with literal_path(path) as literal:
-        metadata = checkpointer.metadata(literal).item_metadata
-    if metadata is None:
-        raise InputError(f"cannot load {path}: its table of arrays is absent or damaged")
-    return metadata.tree
-
-
-def _read_array(path: Path, name: str) -> np.ndarray:
-    with literal_path(path) as literal:
-        base = {"driver": "file", "path": f"{literal}/"}
-        spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}
-        return ts.open(spec, read=True).result().read().result()
-
-
-class _LazyHandler(ocp.type_handlers.NumpyHandler):
-    """Orbax writes all arrays of a tree at once; this writes them batch after batch, each read just before."""
-
-    def __init__(self, progress: Callable[[int], None]):
-        super().__init__(deepcopy_host_arrays=False)
-        self._progress = progress
-
-    async def serialize(self, values: Any, infos, args=None):
-        args = args or [ocp.SaveArgs()] * len(values)
-        for span in _batches([value.nbytes for value in values]):
-            arrays = [value.read() for value in values[span]]
-            for future in await super().serialize(arrays, infos[span], args[span]):
-                future.result()
-            self._progress(sum(array.nbytes for array in arrays))
-        return []
-
-
-def _batches(sizes: list[int]) -> Iterator[slice]:
-    """Consecutive spans of at most _BATCH bytes, or of one array that is larger."""
-    begin, held = 0, 0
-    for index, size in enumerate(sizes):
-        if held and held + size > _BATCH:
-            yield slice(begin, index)
-            begin, held = index, 0
-        held += size
-    if begin < len(sizes):
-        yield slice(begin, len(sizes))
-
-
-def _save_tree(path: Path, tree: dict, progress: Callable[[int], None]) -> None:
-    registry = ocp.type_handlers.create_type_handler_registry(
-        (jax.Array, ocp.type_handlers.ArrayHandler()),
-        (LazyArray, _LazyHandler(progress)),
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, array: LazyArray(array.shape, _dtype(array), lambda: read(keys)), stored
     )
-    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-    with ocp.Checkpointer(handler) as checkpointer, literal_path(path) as literal:
-        checkpointer.save(literal, jax.tree.map(_lazy, tree))
-    for mark in path.glob("commit_success.txt"):  # Orbax asks whether it is there; what it says is this machine's path
-        mark.write_text("committed\n")
+
+
+def _open(path: Path) -> dict:
+    """The tree of a component's arrays, opened and not yet read.
+
+    Raises:
+        OSError, ValueError, KeyError: its table of arrays, or an array of it, is absent or damaged.
+    """
+    entries = json.loads((path / "_METADATA").read_bytes())["tree_metadata"].values()
+    paths = [[key["key"] for key in entry["key_metadata"]] for entry in entries]
+    context = ts.Context()  # one for all, so that the index of the arrays is read once
+    opened = [_open_array(path, keys, context) for keys in paths]
+    tree: dict = {}
+    for (*above, name), array in zip(paths, opened, strict=True):
+        functools.reduce(lambda place, key: place.setdefault(key, {}), above, tree)[name] = array.result()
+    return tree
+
+
+def _open_array(path: Path, keys: Sequence[str], context: ts.Context) -> ts.Future:
+    base = {"driver": "file", "path": f"{path}/"}
+    store = {"driver": "ocdbt", "base": base, "path": f"{'.'.join(keys)}/"}
+    return ts.open({"driver": "zarr", "kvstore": store}, read=True, context=context)
+
+
+def _read(stored: Sequence[ts.TensorStore], places: Sequence[jax.sharding.Sharding]) -> list[jax.Array]:
+    """The arrays of `stored` as `places` lays them out: all at a time, of each what lies on this process's devices, and
+    once what several of them hold."""
+
+    def begin(array, place) -> dict:
+        indices = {str(index): index for index in place.addressable_devices_indices_map(array.shape).values()}
+        return {key: array[index].read() for key, index in indices.items()}
+
+    begun = [begin(array, place) for array, place in zip(stored, places, strict=True)]
+    return [
+        jax.make_array_from_callback(array.shape, place, lambda index, parts=parts: parts[str(index)].result())
+        for array, place, parts in zip(stored, places, begun, strict=True)
+    ]
+
+
+def _dtype(array: ts.TensorStore) -> np.dtype:
+    return array.dtype.numpy_dtype
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"cannot load {path}: {str(error).splitlines()[0]}")
 
 
 def _open_once(path: Path, tree: dict) -> None:
     """Finds out whether what was written can be read: the table of arrays, and the smallest of them."""
     try:
-        with _reader() as checkpointer:
-            stored = _stored(checkpointer, path.absolute())
-        written = jax.tree.map(lambda leaf: tuple(leaf.shape), tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
-        if jax.tree.map(lambda leaf: tuple(leaf.shape), stored) != written:
-            raise InputError("its arrays are not those that were written")
-        leaves = jax.tree_util.tree_leaves_with_path(stored)
-        keys, smallest = min(leaves, key=lambda leaf: math.prod(leaf[1].shape))
-        if _read_array(path.absolute(), ".".join(key.key for key in keys)).shape != tuple(smallest.shape):
-            raise InputError("an array has another shape")
+        with literal_path(path) as literal:
+            stored = _open(literal)
+            written = jax.tree.map(lambda leaf: tuple(leaf.shape), tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+            if jax.tree.map(lambda leaf: tuple(leaf.shape), stored) != written:
+                raise InputError("its arrays are not those that were written")
+            min(jax.tree.leaves(stored), key=lambda array: math.prod(array.shape)).read().result()
     except (InputError, OSError, ValueError, KeyError) as error:
         raise InputError(f"what was written cannot be read again, so nothing was kept: {error}") from error
-
-
-def _lazy(leaf) -> LazyArray:
-    if isinstance(leaf, LazyArray):
-        return leaf
-    return LazyArray(tuple(leaf.shape), np.dtype(leaf.dtype), lambda: np.asarray(leaf))
 
 
 def _component(folder: Path, component: str, verify: bool) -> Path:

@@ -16,6 +16,7 @@ import pytest
 from mgjax import checkpoint
 from mgjax.config import preset
 from mgjax.errors import InputError
+from mgjax.io import orbax
 from mgjax.io.tensors import LazyArray
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -132,7 +133,7 @@ def test_memory_is_bounded_by_batches(tmp_path, monkeypatch):
         most = max(most, alive)
         return array
 
-    monkeypatch.setattr(checkpoint, "_BATCH", 8000)
+    monkeypatch.setattr(orbax, "_BATCH", 8000)
     tree = {str(i): LazyArray((1000,), np.dtype(np.float32), read) for i in range(10)}
     checkpoint.save(tmp_path / "a", preset("nano"), {"dit": tree})
     assert most <= 16000  # a batch of two, and the one before that may not be collected yet
@@ -247,6 +248,7 @@ import os, signal, sys
 import numpy as np
 from mgjax import checkpoint
 from mgjax.config import preset
+from mgjax.io import orbax
 from mgjax.io.tensors import LazyArray
 def die():
     os.kill(os.getpid(), signal.SIGKILL)

@@ -17,7 +17,7 @@ import math
 import pickletools
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -74,6 +74,18 @@ class TensorFile:
             there = ", ".join(sorted({key.split(".")[0] for key in self.tensors})[:8])
             raise InputError(f"{self.path} has no part {name!r}; its names begin with {there}")
         return TensorFile(self.path.with_name(f"{self.path.name}:{name}"), tensors)
+
+
+def batches(sizes: Sequence[int], limit: int) -> Iterator[slice]:
+    """Consecutive spans of arrays of `sizes` that together hold at most `limit` bytes, or of one that is larger."""
+    begin, held = 0, 0
+    for index, size in enumerate(sizes):
+        if held and held + size > limit:
+            yield slice(begin, index)
+            begin, held = index, 0
+        held += size
+    if begin < len(sizes):
+        yield slice(begin, len(sizes))
 
 
 def open_tensors(path: Path) -> TensorFile:
