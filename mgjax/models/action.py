@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from mgjax.config import ActionConfig
 from mgjax.models.cache import KV
 from mgjax.models.context import Context, Sight, with_past
-from mgjax.models.layers import Dense, JoinDense, Norm, gelu
+from mgjax.models.layers import Dense, JoinDense, Norm, declared, gelu
 from mgjax.ops.attention import by_frames
 from mgjax.ops.norms import layer_norm, rms_norm
 from mgjax.ops.rope import rotate
@@ -79,7 +79,7 @@ class _Released(nn.Module):
 
     def declare_unused(self):
         for name in ("unused_q_scale", "unused_k_scale"):
-            self.param(name, nn.initializers.ones, (self.cfg.head_dim,))
+            self.param(name, declared, (self.cfg.head_dim,))
 
     def dense(self, features: int, name: str, use_bias: bool = True):
         return Dense(features, use_bias=use_bias, dtype=self.dtype, name=name)

@@ -19,7 +19,7 @@ from mgjax.config import AttentionKind, DiTConfig
 from mgjax.models.action import ActionInjection
 from mgjax.models.cache import KV, BlockKV
 from mgjax.models.context import Context, Sight, with_past
-from mgjax.models.layers import Dense, Norm, gelu
+from mgjax.models.layers import Dense, Norm, declared, gelu
 from mgjax.ops import layout
 from mgjax.ops.attention import attention, by_frames, by_mask
 from mgjax.ops.norms import layer_norm, rms_norm
@@ -95,7 +95,7 @@ class Block(nn.Module):
 
     def setup(self):
         cfg = self.cfg
-        self.modulation = self.param("modulation", nn.initializers.normal(cfg.dim**-0.5), (6, cfg.dim))
+        self.modulation = self.param("modulation", declared, (6, cfg.dim))
         self.self_attention = Attention(cfg, self.dtype, self.attention)
         if cfg.image_tokens:
             self.cross_norm = Norm(cfg.dim, bias=True)

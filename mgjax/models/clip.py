@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from mgjax.config import CLIPConfig, WorldConfig
-from mgjax.models.layers import Dense, apply, create
+from mgjax.models.layers import Dense, apply, create, declared
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -69,12 +69,12 @@ class Tower(nn.Module):
     def setup(self):
         cfg = self.cfg
         self.patch = Dense(cfg.dim, use_bias=False, dtype=jnp.float32)
-        self.class_token = self.param("class_token", nn.initializers.normal(cfg.dim**-0.5), (cfg.dim,))
-        self.position = self.param("position", nn.initializers.normal(cfg.dim**-0.5), (cfg.num_tokens, cfg.dim))
+        self.class_token = self.param("class_token", declared, (cfg.dim,))
+        self.position = self.param("position", declared, (cfg.num_tokens, cfg.dim))
         self.pre_norm = nn.LayerNorm(epsilon=EPS, dtype=jnp.float32)
         self.blocks = [Block(cfg) for _ in range(cfg.num_layers)]
         self.post_norm = nn.LayerNorm(epsilon=EPS, dtype=jnp.float32)
-        self.head = self.param("head", nn.initializers.lecun_normal(), (cfg.dim, cfg.output_dim))
+        self.head = self.param("head", declared, (cfg.dim, cfg.output_dim))
 
     def tokens(self, image: Float[Array, "b s s 3"], dtype) -> Float[Array, "b i d"]:
         """Tokens after the last block but one."""

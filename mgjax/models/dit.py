@@ -25,7 +25,7 @@ from mgjax.config import AttentionKind, DiTConfig, Remat
 from mgjax.models.block import Block
 from mgjax.models.cache import KV, BlockKV, empty, filled, write
 from mgjax.models.context import Context, Sight
-from mgjax.models.layers import Dense, Norm, apply, create
+from mgjax.models.layers import Dense, Norm, apply, create, declared
 from mgjax.ops.norms import layer_norm
 from mgjax.ops.rope import frequencies, grid_turn, turn
 from mgjax.types import Actions
@@ -91,7 +91,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x, e):
         cfg = self.cfg
-        modulation = self.param("modulation", nn.initializers.normal(cfg.dim**-0.5), (2, cfg.dim))
+        modulation = self.param("modulation", declared, (2, cfg.dim))
         shift, scale = jnp.moveaxis(modulation.astype(jnp.float32) + e[..., None, :], -2, 0)
         h = layer_norm(x.astype(jnp.float32), cfg.eps) * (1 + scale[:, :, None]) + shift[:, :, None]
         return Dense(cfg.patch**2 * cfg.latent_channels, dtype=jnp.float32, name="out")(h)
@@ -175,9 +175,10 @@ def _through(
     """
     blocks, outs = params["blocks"], {}
     if not blocks.keys() <= {"action", "plain"}:
+        of_kind = {kind: jax.jit(partial(body, kind)) for kind in (True, False)}  # layers of a kind are traced once
         for layer in range(cfg.num_layers):
             entries = (part[layer] for part in parts)
-            x, outs[layer] = body(layer < cfg.num_action_layers, {"params": blocks[str(layer)]}, x, *entries)
+            x, outs[layer] = of_kind[layer < cfg.num_action_layers]({"params": blocks[str(layer)]}, x, *entries)
         return x, tuple(outs.values())
     for name, group in blocks.items():
 

@@ -12,6 +12,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from mgjax.ops.products import linear
 
+declared = nn.initializers.zeros
+"""How a module declares a parameter: by its shape, since `create` gives the numbers. Flax calls this wherever the
+parameter is read as well, and to trace one that draws takes longer than what the parameter is for."""
+
 
 def apply(module: nn.Module, params: dict, *args: Any, **kwargs: Any) -> Any:
     """What `module` gives with the parameters `params`; it has no other collections."""
@@ -26,8 +30,8 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self) -> tuple[jax.typing.ArrayLike, ...]:
-        scale = self.param("scale", nn.initializers.ones, (self.dim,))
-        return (scale, self.param("bias", nn.initializers.zeros, (self.dim,))) if self.bias else (scale,)
+        scale = self.param("scale", declared, (self.dim,))
+        return (scale, self.param("bias", declared, (self.dim,))) if self.bias else (scale,)
 
 
 class Dense(nn.Module):
@@ -39,8 +43,8 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", nn.linear.default_kernel_init, (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        kernel = self.param("kernel", declared, (x.shape[-1], self.features))
+        bias = self.param("bias", declared, (self.features,)) if self.use_bias else None
         return linear(*(part if part is None else part.astype(self.dtype) for part in (x, kernel, bias)))
 
 
@@ -58,8 +62,8 @@ class JoinDense(nn.Module):
     @nn.compact
     def __call__(self, x: Array, y: Array) -> Array:
         shape = (x.shape[-1] + y.shape[-1], self.features)
-        kernel = self.param("kernel", nn.linear.default_kernel_init, shape).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        kernel = self.param("kernel", declared, shape).astype(self.dtype)
+        bias = self.param("bias", declared, (self.features,)).astype(self.dtype)
         return linear(x, kernel[: x.shape[-1]]) + linear(y.astype(self.dtype), kernel[x.shape[-1] :], bias)
 
 

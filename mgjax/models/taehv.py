@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from mgjax.config import TAEHVConfig
-from mgjax.models.layers import Dense, apply, create
+from mgjax.models.layers import Dense, apply, create, declared
 from mgjax.ops.loops import fold
 from mgjax.ops.straight import clip
 
@@ -24,7 +24,7 @@ Cache = dict  # last input frame [b h w c] of every memory block, under its name
 
 
 def _conv(features: int, x: Array, name: str, stride: int = 1, bias: bool = True) -> Array:
-    conv = nn.Conv(features, (3, 3), stride, padding=1, use_bias=bias, dtype=x.dtype, name=name)
+    conv = nn.Conv(features, (3, 3), stride, padding=1, use_bias=bias, dtype=x.dtype, kernel_init=declared, name=name)
     return conv(x)
 
 

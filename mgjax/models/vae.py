@@ -23,7 +23,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from mgjax.config import VAEConfig
-from mgjax.models.layers import Dense, apply, create
+from mgjax.models.layers import Dense, apply, create, declared
 from mgjax.ops.loops import fold
 
 ConvImpl = Literal["cat2d", "conv3d"]
@@ -103,8 +103,8 @@ class CausalConv3d(nn.Module):
     @nn.compact
     def __call__(self, x: Array, past: Array | None, hidden: Array | None = None) -> tuple[Array, Array]:
         b, _, h, w, c = x.shape
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, 3 * c, self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = self.param("kernel", declared, (3, 3, 3 * c, self.features))
+        bias = self.param("bias", declared, (self.features,))
         past = jnp.zeros((b, 2, h, w, c), x.dtype) if past is None else past
         frames = jnp.concatenate([past, _hide(x, hidden)], axis=1)
         out = _CONVOLUTIONS[self.impl](frames, kernel.astype(x.dtype)) + bias.astype(x.dtype)
@@ -116,7 +116,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        scale = self.param("scale", declared, (x.shape[-1],))
         x = x.astype(jnp.float32)
         # The bound stands under the root: the root's own gradient at zero, as hidden frames are, is infinite.
         length = jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
@@ -163,7 +163,9 @@ class Downsample(nn.Module):
     @nn.compact
     def __call__(self, x: Array, cache: Cache, first: bool) -> tuple[Array, Cache]:
         dim = x.shape[-1]
-        x = nn.Conv(dim, (3, 3), strides=2, padding=((0, 1), (0, 1)), dtype=x.dtype, name="conv")(x)
+        x = nn.Conv(dim, (3, 3), strides=2, padding=((0, 1), (0, 1)), dtype=x.dtype, kernel_init=declared, name="conv")(
+            x
+        )
         if not self.temporal:
             return x, {}
         past = cache.get("time", jnp.zeros_like(x[:, :1]))
@@ -198,7 +200,7 @@ class Upsample(nn.Module):
             x = jnp.concatenate([jnp.where(row, kept, expanded[:, : 2 * head]), expanded[:, 2 * head :]], axis=1)
             new = {"time": frames[:, -2:]}
         x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
-        return nn.Conv(c // 2, (3, 3), dtype=x.dtype, name="conv")(x), new
+        return nn.Conv(c // 2, (3, 3), dtype=x.dtype, kernel_init=declared, name="conv")(x), new
 
 
 class Encoder(nn.Module):
