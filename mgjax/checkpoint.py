@@ -140,7 +140,10 @@ def load(
             stored, structure = jax.tree.flatten(_open(literal))
             places = [one] * len(stored) if isinstance(one, jax.sharding.Sharding) else structure.flatten_up_to(one)
             if dtype is not None:
-                kinds = [dtype if jnp.issubdtype(_dtype(array), jnp.floating) else _dtype(array) for array in stored]
+                kinds = [
+                    np.dtype(dtype) if jnp.issubdtype(_dtype(array), jnp.floating) else _dtype(array)
+                    for array in stored
+                ]
                 stored = [ts.cast(array, kind) for array, kind in zip(stored, kinds, strict=True)]
             arrays = []
             for span in batches([math.prod(array.shape) * _dtype(array).itemsize for array in stored], _BATCH):

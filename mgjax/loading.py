@@ -54,8 +54,8 @@ def load(
 ) -> Model:
     """A model that can start streams.
 
-    Programs are kept on disk from here on, traced and compiled (in ~/.cache/mgjax, where there is a home), so that only
-    the first start on a machine traces and compiles.
+    Programs are kept on disk from here on (in ~/.cache/mgjax, where there is a home), so that only the first start on a
+    machine traces and compiles.
 
     Args:
         name: "rooms" or "nano", whose weights come with mgjax ("./rooms" is a folder of yours); the folder that
@@ -302,8 +302,8 @@ def _capability(device: jax.Device) -> float | None:
 
 
 def use_compilation_cache() -> None:
-    """Keeps programs on disk, compiled and, those of streams, traced (`mgjax.traces`), so that only the first start of
-    a model on a machine does either. Without a home folder there is no such place, and nothing is kept."""
+    """Keeps compiled programs on disk, those of streams under names that need no trace (`mgjax.machine_code`). Without
+    a home folder there is no such place, and nothing is kept."""
     # A cache that cannot be written, as on a full disk, costs time and nothing else.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     if jax.config.values["jax_compilation_cache_dir"] is not None:

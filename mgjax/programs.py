@@ -7,52 +7,116 @@ exported world, which needs no networks.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Int
 
+from mgjax import machine_code
 from mgjax.errors import InputError
-from mgjax.traces import traced_once
 from mgjax.types import StreamState
+
+
+class Program:
+    """A pure function of a world, which is static, and arrays; what it takes by name is static, too. It is compiled for
+    whatever it is called with, as `jax.jit` does: but where programs are kept on disk
+    (`mgjax.loading.use_compilation_cache`), what one process has compiled the next one neither compiles nor traces."""
+
+    def __init__(
+        self, function: Callable, *, donated: int | None = None, named: tuple[str, ...] = (),
+        worldly: bool = True, options: dict | None = None, kept: bool = True,
+    ):  # fmt: skip
+        self._jitted = jax.jit(
+            function,
+            static_argnums=0 if worldly else (),
+            static_argnames=named,
+            donate_argnums=() if donated is None else donated,
+            compiler_options=options,
+        )
+        self._name, self._worldly, self._kept, self._options = function.__qualname__, worldly, kept, options
+        self._found: dict[Any, Callable] = {}
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        return self.of(*args, **named)(*args[self._worldly :])
+
+    def of(self, *args: Any, **named: Any) -> Callable:
+        """The program for arguments like these, to be called with the arrays among them: who calls it again and again
+        saves the look at every leaf."""
+        fixed, arrays = args[: self._worldly], args[self._worldly :]
+        plain = functools.partial(self._jitted, *fixed, **named)
+        folder, (leaves, structure) = machine_code.folder(), jax.tree.flatten(arrays)
+        if folder is None or not self._kept or not all(map(_is_array, set(map(type, leaves)))):
+            return plain
+        shapes, places = tuple([leaf.aval for leaf in leaves]), tuple([leaf.sharding for leaf in leaves])
+        key = fixed, tuple(named.items()), structure, shapes, places, machine_code.config()
+        if key not in self._found:
+            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            file = machine_code.file_name(self._name, self._options, fixed, named, structure, shapes)
+            elsewhere = any(place != here for place in places)
+            self._found[key] = plain if elsewhere else self._find(folder / file, *args, **named)
+        return self._found[key]
+
+    def _find(self, path: Path, *args: Any, **named: Any) -> Callable:
+        program = machine_code.read(path)
+        if program is None:
+            program = self._jitted.lower(*args, **named).compile()
+            machine_code.keep(path, program)
+        return program
+
+    def lower(self, *args: Any, **named: Any) -> jax.stages.Lowered:
+        """As that of a jitted function."""
+        return self._jitted.lower(*args, **named)
+
+    @property
+    def count(self) -> int:
+        """How many programs there are of it by now, where they are kept."""
+        return len(self._found)
+
+
+def _is_array(kind: type) -> bool:
+    return issubclass(kind, jax.Array) and not issubclass(kind, Tracer)
 
 
 class Programs(NamedTuple):
     """The methods of a class of worlds, compiled; the world is their first argument. What is named as donated must not
     be used again."""
 
-    encode: jax.stages.Wrapped  # (world, params, image, horizon)
-    encode_video: jax.stages.Wrapped
-    begin: jax.stages.Wrapped
-    sample: jax.stages.Wrapped
-    decode: jax.stages.Wrapped  # donates the decoder's cache
-    commit: jax.stages.Wrapped  # donates the state
-    chunk_step: jax.stages.Wrapped  # donates the state
-    rollout: jax.stages.Wrapped  # donates the state
-    prefill: jax.stages.Wrapped  # donates the state
-    replace: jax.stages.Wrapped  # `replace_row`, without a world; donates the first state
-    take: jax.stages.Wrapped  # `take_rows`, without a world
+    encode: Program  # (world, params, image, horizon=...)
+    encode_video: Program
+    begin: Program
+    sample: Program
+    decode: Program  # donates the decoder's cache
+    commit: Program  # donates the state
+    chunk_step: Program  # donates the state
+    rollout: Program  # donates the state
+    prefill: Program  # donates the state
+    replace: Program  # `replace_row`, without a world; donates the first state
+    take: Program  # `take_rows`, without a world
 
 
 @functools.cache
-def programs(kind: type, *, trace_once: bool = True, platform: str | None = None) -> Programs:
-    """The compiled methods of the class `kind`, for this process's default backend or another `platform`. With
-    `trace_once` their traces are kept on disk (`mgjax.traces`), for methods that are long to trace."""
-    options: dict[str, Any] = {"compiler_options": compiler_options(platform or jax.default_backend())}
-    once = traced_once if trace_once else lambda method, static=(): method
+def programs(kind: type, *, kept: bool = True, platform: str | None = None) -> Programs:
+    """The compiled methods of the class `kind`, for this process's default backend or another `platform`. `kept`: on
+    disk, for the next process."""
+    options = compiler_options(platform or jax.default_backend())
+
+    program = functools.partial(Program, options=options, kept=kept)
     return Programs(
-        encode=jax.jit(once(kind.encode, (0, 3)), static_argnums=(0, 3), **options),
-        encode_video=jax.jit(once(kind.encode_video), static_argnums=0, **options),
-        begin=jax.jit(once(kind.begin), static_argnums=0, **options),
-        sample=jax.jit(once(kind.sample), static_argnums=0, **options),
-        decode=jax.jit(once(kind.decode), static_argnums=0, donate_argnums=4, **options),
-        commit=jax.jit(once(kind.commit), static_argnums=0, donate_argnums=2, **options),
-        chunk_step=jax.jit(once(kind.chunk_step), static_argnums=0, donate_argnums=2, **options),
-        rollout=jax.jit(once(kind.rollout), static_argnums=0, donate_argnums=2, **options),
-        prefill=jax.jit(once(kind.prefill), static_argnums=0, donate_argnums=2, **options),
-        replace=jax.jit(replace_row, donate_argnums=0, **options),
-        take=jax.jit(take_rows, **options),
+        encode=program(kind.encode, named=("horizon",)),
+        encode_video=program(kind.encode_video),
+        begin=program(kind.begin),
+        sample=program(kind.sample),
+        decode=program(kind.decode, donated=4),
+        commit=program(kind.commit, donated=2),
+        chunk_step=program(kind.chunk_step, donated=2),
+        rollout=program(kind.rollout, donated=2),
+        prefill=program(kind.prefill, donated=2),
+        replace=program(replace_row, donated=0, worldly=False),
+        take=program(take_rows, worldly=False),
     )
 
 

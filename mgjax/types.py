@@ -7,7 +7,6 @@ Dimensions: `b` batch, `f` pixel frames, `t` latent frames, `h w` latent grid, `
 
 from typing import Any, NamedTuple
 
-from jax import export
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 
@@ -59,7 +58,3 @@ class StreamState(NamedTuple):
     image: Any  # the picture's cross-attention keys and values, one KV a layer
     cache: Any  # keys and values of past latent frames, one BlockKV a layer
     decoder: Any  # the video decoder's cache
-
-
-for _kind in (Actions, Frames, ImageCondition, StreamState):  # what a kept trace takes and gives (`mgjax.traces`)
-    export.register_namedtuple_serialization(_kind, serialized_name=f"mgjax.{_kind.__name__}")

@@ -25,11 +25,11 @@ ALLOWED = {
     "checkpoint": {*PLAIN, "io"},
     "sharding": {*PLAIN, "train_config", "ops"},
     "targets": {*PLAIN},
-    "traces": {*PLAIN, "io"},
-    "programs": {*PLAIN, "traces"},
+    "machine_code": {*PLAIN, "io"},
+    "programs": {*PLAIN, "machine_code"},
     "world": {*PLAIN, "ops", "models", "diffusion", "programs"},
     "stream": {*PLAIN, "io"},
-    "export": {*PLAIN, "io", "diffusion", "programs", "traces", "world", "stream", "flops", "targets"},
+    "export": {*PLAIN, "io", "diffusion", "programs", "machine_code", "world", "stream", "flops", "targets"},
     "play": {*PLAIN, "io", "stream"},
     "loading": {*PLAIN, "train_config", "io", "models", "checkpoint", "world", "stream", "export"},
     "data": {*PLAIN, "io"},
@@ -51,7 +51,7 @@ LIBRARIES = {  # who alone may import them
     "flax": {"models"},
     "optax": {"train", "data"},
     "tyro": {"cli", "commands"},
-    "orbax": {"checkpoint", "train"},
+    "orbax": {"io", "train"},
 }
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import platform
 import re
 import warnings
 from collections.abc import Callable
@@ -25,7 +23,8 @@ from jaxlib.version import __version__ as jaxlib_version
 
 from mgjax.export import artefact
 from mgjax.io.files import atomic_path
-from mgjax.programs import Programs, programs
+from mgjax.machine_code import device_name
+from mgjax.programs import Program, Programs, programs
 from mgjax.types import Actions
 
 if TYPE_CHECKING:
@@ -44,12 +43,12 @@ def add(world: ExportedWorld, target: Target | None = None) -> int:
     """
     if target is None:
         device, place = device_name(jax.local_devices()[0]), None
-        run = programs(type(world), trace_once=False)
+        run = programs(type(world), kept=False)
     else:
         from mgjax import targets
 
         device, place = target.name, targets.place(target)
-        run = programs(type(world), trace_once=False, platform="cuda")
+        run = programs(type(world), kept=False, platform="cuda")
     files = {}
     for batch in world.manifest.batches:
         for name, shapes in arguments(world, batch).items():
@@ -88,18 +87,6 @@ def arguments(world: ExportedWorld, batch: int) -> dict[str, tuple]:
     }
 
 
-def device_name(device: jax.Device) -> str:
-    """The kind of a device that machine code fits; of a CPU, the instructions that it has."""
-    if device.platform != "cpu":
-        return device.device_kind
-    try:
-        found = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    instructions = " ".join(sorted(found[1].split())) if found else platform.processor()
-    return f"cpu {platform.machine()} {hashlib.sha256(instructions.encode()).hexdigest()[:8]}"
-
-
 def file_of(manifest: artefact.Manifest, name: str, batch: int, device: str) -> str:
     """Where an artefact has the machine code of a program for `device` and the versions at hand."""
     program = manifest.files[manifest.programs[name].files[str(batch)]][:16]
@@ -110,7 +97,7 @@ def file_of(manifest: artefact.Manifest, name: str, batch: int, device: str) -> 
 @functools.lru_cache(maxsize=8)
 def trusted(world: ExportedWorld) -> Programs:
     """The methods of an artefact's world, with its machine code where it has some for the first local device."""
-    whole = programs(type(world), trace_once=False)
+    whole = programs(type(world), kept=False)
     device = jax.local_devices()[0]
     found = {}
     for batch in world.manifest.batches:
@@ -118,24 +105,25 @@ def trusted(world: ExportedWorld) -> Programs:
             file = file_of(world.manifest, name, batch, device_name(device))
             if file in world.manifest.files and (world.folder / file).is_file():
                 found.setdefault(name, {})[batch] = file
-    return whole._replace(**{name: _taken(world, name, getattr(whole, name), files) for name, files in found.items()})
+    return whole._replace(**{name: _Taken(world, getattr(whole, name), name, files) for name, files in found.items()})
 
 
-def _taken(world: ExportedWorld, name: str, method: Callable, files: dict[int, str]) -> Callable:
-    """`method`, by machine code for the numbers of streams that have a file."""
+class _Taken:
+    """`program`, by machine code for the numbers of streams that have a file."""
 
-    @functools.cache
-    def executable(batch: int) -> Callable | None:
-        return _read(world, name, batch, world.folder / files[batch]) if batch in files else None
+    def __init__(self, world: ExportedWorld, program: Program, name: str, files: dict[int, str]):
+        self._program = program
+        self._codes = functools.cache(lambda batch: _read(world, name, batch, world.folder / files[batch]))
+        self._batches = set(files)
 
-    def call(world: ExportedWorld, params: dict, *arrays: Any) -> Any:
-        code = executable(jax.tree.leaves(arrays)[0].shape[0])
-        if code is None:
-            return method(world, params, *arrays)
-        # A horizon is no array, and an artefact's streams are without end whatever it says.
-        return code(params, *(part for part in arrays if not isinstance(part, int | None)))
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        return self.of(*args, **named)(*args[1:])
 
-    return call
+    def of(self, world: ExportedWorld, params: dict, *arrays: Any, **named: Any) -> Callable:
+        """As that of a program. What is named is a horizon, and an artefact's streams are without end."""
+        batch = jax.tree.leaves(arrays)[0].shape[0]
+        code = self._codes(batch) if batch in self._batches else None
+        return self._program.of(world, params, *arrays, **named) if code is None else code
 
 
 def _read(world: ExportedWorld, name: str, batch: int, path: Path) -> Callable | None:

@@ -71,7 +71,7 @@ class ExportedWorld:
     def programs(self) -> Programs:
         """The methods, compiled; one set for all artefacts of this process, and one of each whose machine code is
         trusted."""
-        return compiled.trusted(self) if self.trusted else programs(ExportedWorld, trace_once=False)
+        return compiled.trusted(self) if self.trusted else programs(ExportedWorld, kept=False)
 
     def encode(self, params: dict, image: jax.Array, horizon: int | None = None) -> ImageCondition:
         """As `World.encode`; the whole of the condition whatever `horizon` says."""

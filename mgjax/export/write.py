@@ -22,10 +22,11 @@ from mgjax.export.check import save_golden
 from mgjax.export.functions import Function, cudnn_assumed, functions
 from mgjax.io.files import atomic_path
 from mgjax.stream.snapshot import fingerprint
-from mgjax.traces import CUDNN_CALLS
 from mgjax.types import Actions
 from mgjax.world import World
 
+_CUDNN_CALLS = ("__cudnn$fmhaSoftmax", "__cudnn$fmhaScaleBiasSoftmax")
+"""Calls of cuDNN that JAX does not promise to keep, and that a program of ours may hold."""
 Platforms = ("cpu", "cuda", "tpu")
 
 _NOTES = {
@@ -178,7 +179,7 @@ def lower(function: Function, read: tuple[str, ...], platforms: Sequence[str]) -
         return function.call({**blank, **weights}, *inputs)
 
     jitted = jax.jit(call, donate_argnums=function.donated, keep_unused=True)
-    allowed = [jax_export.DisabledSafetyCheck.custom_call(name) for name in CUDNN_CALLS]
+    allowed = [jax_export.DisabledSafetyCheck.custom_call(name) for name in _CUDNN_CALLS]
     try:
         exported = jax_export.export(jitted, platforms=tuple(platforms), disabled_checks=allowed)(
             weights, *function.inputs[1:]

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import export
 from jaxtyping import Array, Float, Int
 
 from mgjax.config import DiTConfig
@@ -28,10 +27,6 @@ class BlockKV(NamedTuple):
     tokens: KV  # [b, t, hp * wp, heads, e]
     mouse: KV | None  # [b, t, hp * wp, heads, e]
     keyboard: KV | None  # [b, t, heads, e]
-
-
-for _kind in (KV, BlockKV):  # what a kept trace takes and gives (`mgjax.traces`)
-    export.register_namedtuple_serialization(_kind, serialized_name=f"mgjax.{_kind.__name__}")
 
 
 def empty(cfg: DiTConfig, has_action: bool, batch: int, dtype) -> BlockKV:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +77,7 @@ class Session:
         # compiled otherwise. Nothing is copied.
         self.state = jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding), state)
         self.index = 0
+        self._programs: dict[str, Callable] = {}
         self._position = np.array(state.position)
         self._model = weakref.ref(model) if model is not None else lambda: None
 
@@ -99,7 +100,7 @@ class Session:
         image = _pictures(world, image, len(seeds))
         # A length that is no shorter than what is settled is none, so that one program encodes for all of them.
         horizon = None if horizon is None or horizon >= world.settled else horizon
-        condition = world.programs().encode(world, params, image, horizon)
+        condition = world.programs().encode(world, params, image, horizon=horizon)
         keys = jnp.stack([jax.random.key(seed) for seed in seeds])
         params = world.streaming(params)
         return cls(world, params, world.programs().begin(world, params, condition, keys), model)
@@ -143,16 +144,16 @@ class Session:
         Raises:
             InputError: the rows are none of this world, or its streams were begun to be shorter.
         """
-        world, run, fresh = self.world, self.world.programs(), self._position == 0
+        world, fresh = self.world, self._position == 0
         actions = chunk_of(world.cfg, rows, self.streams, fresh)
         self._check_horizon()
         actions = jax.device_put(actions)
         decoder, state = self.state.decoder, self.state._replace(decoder=None)
-        latents = run.sample(world, self.params, state, actions)
-        frames, decoder = run.decode(world, self.params, latents, state.position, decoder)
+        latents = self._run("sample", state, actions)
+        frames, decoder = self._run("decode", latents, state.position, decoder)
         for part in frames:
             part.copy_to_host_async()
-        self.state = run.commit(world, self.params, state, actions, latents)._replace(decoder=decoder)
+        self.state = self._run("commit", state, actions, latents)._replace(decoder=decoder)
         self._position = self._position + world.cfg.dit.chunk
         self.index += 1
         return Chunk(frames, np.where(fresh, world.cfg.vae.temporal_stride - 1, 0), self.index - 1)
@@ -229,6 +230,7 @@ class Session:
         if not rows or not all(0 <= row < self.streams for row in rows):
             raise InputError(f"there are no streams {rows}: {self.streams} run, counted from 0")
         other = copy.copy(self)
+        other._programs = {}
         other.state = self.world.programs().take(self.state, np.asarray(rows, np.int32))
         other._position = self._position[rows]
         return other
@@ -242,6 +244,12 @@ class Session:
         """The streams that `save` wrote, with the whole world's `params` or those of `World.streaming`."""
         params = world.streaming(params)
         return cls(world, params, snapshot.load(path, world, params), model)
+
+    def _run(self, name: str, *arrays: Any) -> Any:
+        """What a program of the world gives. Its arrays have the same shapes from chunk to chunk."""
+        if name not in self._programs:
+            self._programs[name] = getattr(self.world.programs(), name).of(self.world, self.params, *arrays)
+        return self._programs[name](self.params, *arrays)
 
     @property
     def _limit(self) -> int:

@@ -234,7 +234,7 @@ def test_machine_code_that_is_trusted_is_run_and_nothing_compiled(model, copy, c
         assert names == set()
         np.testing.assert_array_equal(frames, ours.step("wd")[0])
     run, image = trusted.world.programs(), picture[None].astype(np.float32) / 127.5 - 1
-    short, endless = (run.encode(trusted.world, trusted.params, image, horizon) for horizon in (1, None))
+    short, endless = (run.encode(trusted.world, trusted.params, image, horizon=horizon) for horizon in (1, None))
     jax.tree.map(np.testing.assert_array_equal, short, endless)
     fork = its.fork()
     np.testing.assert_array_equal(fork.step("a")[0], ours.fork().step("a")[0])

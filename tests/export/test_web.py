@@ -106,7 +106,7 @@ def test_the_browsers_frames_are_pythons(model, page):
     # The picture as the page reads it from its PNG, so that both begin with the same numbers.
     picture = np.float32(np.uint8(np.round((_picture(cfg) + 1) * 127.5)) / 127.5 - 1)
     run, params = world.programs(), model.params
-    condition = run.encode(world, params, picture[None], None)
+    condition = run.encode(world, params, picture[None])
     state = run.begin(world, params, condition, jax.random.split(jax.random.key(3), 1))
     step = jax.jit(World.chunk_step, static_argnums=0)
     expected, noises = [], []

@@ -69,7 +69,7 @@ def _chunks(cfg, chunks, seed=0):
 
 
 def _sizes(world):
-    return {name: program._cache_size() for name, program in world.programs()._asdict().items()}
+    return {name: program.count for name, program in world.programs()._asdict().items()}
 
 
 def _everything(model, path):
