@@ -18,6 +18,7 @@ import pickle
 import platform
 import re
 import sys
+import threading
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -82,8 +83,38 @@ def read(path: Path) -> Callable | None:
         return None
 
 
-def keep(path: Path, program: jax.stages.Compiled) -> None:
-    """Writes `program`, if it can be written: else it costs time and nothing else."""
+def make(path: Path, program: jax.stages.Lowered) -> Callable:
+    """Compiles a program and keeps it in `path`, if it can be kept: else that costs time and nothing else.
+
+    JAX's own cache does not get it. What comes from there cannot be kept: XLA:CPU writes it without its functions.
+    """
+    name = "jax_persistent_cache_min_compile_time_secs"
+    with _COMPILING:
+        before, found = jax.config.values[name], _found.count
+        jax.config.update(name, float("inf"))
+        try:
+            compiled = program.compile()
+        finally:
+            jax.config.update(name, before)
+    if _found.count == found:
+        _keep(path, compiled)
+    return compiled
+
+
+class _Found(threading.local):
+    """Programs that JAX found in its own cache for this thread."""
+
+    count = 0
+
+    def hear(self, event: str, **_: Any) -> None:
+        self.count += event == "/jax/compilation_cache/cache_hits"
+
+
+_COMPILING, _found = threading.Lock(), _Found()
+jax.monitoring.register_event_listener(_found.hear)
+
+
+def _keep(path: Path, program: jax.stages.Compiled) -> None:
     if _source() != _SOURCE:  # files were edited after they were imported, and the program is of neither
         return
     try:

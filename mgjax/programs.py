@@ -6,13 +6,14 @@ exported world, which needs no networks.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Int
 
@@ -48,28 +49,30 @@ class Program:
         saves the look at every leaf."""
         fixed, arrays = args[: self._worldly], args[self._worldly :]
         plain = functools.partial(self._jitted, *fixed, **named)
-        folder, (leaves, structure) = machine_code.folder(), jax.tree.flatten(arrays)
-        if folder is None or not self._kept or not all(map(_is_array, set(map(type, leaves)))):
+        leaves, structure = jax.tree.flatten(arrays)
+        if not self._kept or not all(map(_is_array, set(map(type, leaves)))):
             return plain
-        shapes, places = tuple([leaf.aval for leaf in leaves]), tuple([leaf.sharding for leaf in leaves])
+        shapes, places = tuple(map(jax.typeof, leaves)), tuple([getattr(leaf, "sharding", None) for leaf in leaves])
         key = fixed, tuple(named.items()), structure, shapes, places, machine_code.config()
-        if key not in self._found:
+        if key in self._found:
+            return self._found[key]
+        if (folder := machine_code.folder()) is not None:
             here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             file = machine_code.file_name(self._name, self._options, fixed, named, structure, shapes)
-            elsewhere = any(place != here for place in places)
-            self._found[key] = plain if elsewhere else self._find(folder / file, *args, **named)
-        return self._found[key]
-
-    def _find(self, path: Path, *args: Any, **named: Any) -> Callable:
-        program = machine_code.read(path)
-        if program is None:
-            program = self._jitted.lower(*args, **named).compile()
-            machine_code.keep(path, program)
-        return program
+            elsewhere = any(place not in (here, None) for place in places)  # NumPy's go to the default device
+            found = plain if elsewhere else machine_code.read(folder / file)
+            self._found[key] = found or machine_code.make(folder / file, self.lower(*args, **named))
+        return self._found.get(key, plain)
 
     def lower(self, *args: Any, **named: Any) -> jax.stages.Lowered:
         """As that of a jitted function."""
         return self._jitted.lower(*args, **named)
+
+    def anew(self) -> Program:
+        """The same as a process has it that has not called it yet."""
+        other = copy.copy(self)
+        other._found = {}
+        return other
 
     @property
     def count(self) -> int:
@@ -78,7 +81,7 @@ class Program:
 
 
 def _is_array(kind: type) -> bool:
-    return issubclass(kind, jax.Array) and not issubclass(kind, Tracer)
+    return issubclass(kind, jax.Array | np.ndarray) and not issubclass(kind, Tracer)
 
 
 class Programs(NamedTuple):

@@ -1,6 +1,8 @@
 """Programs that a machine compiles once: what is kept is what would be compiled; what goes wrong costs time alone."""
 
 import dataclasses
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +35,7 @@ class Scale:
         return {"actions": jax.tree.map(lambda leaf: leaf * self.factor, actions), "none": None}
 
 
-ROWS = Actions(jnp.ones((1, 12, 6)), jnp.full((1, 12, 2), 2.0))
+ROWS = Actions(jnp.ones((1, 12, 6), jnp.float32), jnp.full((1, 12, 2), 2, jnp.float32))
 
 
 def fresh():
@@ -158,12 +160,13 @@ def test_within_another_program_it_is_a_part_of_that(folder):
     assert not files(folder)
 
 
-def test_arrays_of_this_process_alone_are_compiled_as_ever(folder):
-    """NumPy's, and numbers."""
+def test_arrays_of_numpy_are_arrays_and_numbers_are_compiled_as_ever(folder):
     world, program = Scale(3.0), fresh()
-    rows = jax.tree.map(np.asarray, ROWS)
-    np.testing.assert_array_equal(program(world, rows)["actions"].mouse, np.full((1, 12, 2), 6, np.float32))
-    assert not files(folder)
+    for rows in (ROWS, jax.tree.map(np.asarray, ROWS), jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), ROWS)):
+        np.testing.assert_array_equal(program(world, rows)["actions"].mouse, np.full((1, 12, 2), 6, np.float32))
+    assert len(files(folder)) == 1
+    np.testing.assert_array_equal(program(world, ROWS._replace(mouse=2.0))["actions"].mouse, 6)
+    assert len(files(folder)) == 1
 
 
 def test_another_device_or_a_mesh_keeps_nothing(tmp_path):
@@ -212,3 +215,50 @@ def test_a_streams_frames_and_memory_are_those_without(folder, tiny):
     for _ in range(2):
         jax.tree.map(np.testing.assert_array_equal, stream(True), expected)
     assert {path.name.split("-")[0] for path in files(folder)} == {"World.encode", "World.begin", "World.chunk_step"}
+
+
+_PROCESS = """
+import pathlib, sys
+import jax, jax.numpy as jnp
+from mgjax import machine_code
+from mgjax.programs import Program
+place = pathlib.Path(sys.argv[1])
+jax.config.update("jax_compilation_cache_dir", str(place / sys.argv[2]))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+machine_code.folder = lambda: place / "programs"
+
+def rows(world, x):
+    return jnp.sin(x @ x.T).sum(0) + jnp.cos(x).cumsum(0).sum()
+
+hits = machine_code._found.count
+if sys.argv[3] == "plain":
+    result = jax.jit(rows, static_argnums=0)(0, jnp.ones((50, 50)))
+else:
+    result = Program(rows)(0, jnp.ones((50, 50)))
+print(float(result.sum()), len(list((place / "programs").glob("*"))), machine_code._found.count - hits)
+"""
+
+
+def _process(folder, cache, how):
+    out = subprocess.run(
+        [sys.executable, "-c", _PROCESS, str(folder), cache, how], capture_output=True, text=True, check=True
+    ).stdout
+    value, kept, hits = out.split()
+    return float(value), int(kept), int(hits)
+
+
+def test_what_jax_had_already_is_not_kept_and_ours_does_not_go_there(tmp_path):
+    """A program that XLA:CPU read from JAX's cache is written without its functions: what was read again failed."""
+    value, kept, _ = _process(tmp_path, "a", "plain")
+    assert kept == 0
+    again = _process(tmp_path, "a", "kept")
+    assert again[:2] == (value, 0)
+    assert again[2] > 0
+    first = _process(tmp_path, "b", "kept")
+    assert first[:2] == (value, 1)
+    for _ in range(2):
+        assert _process(tmp_path, "b", "kept")[:2] == (value, 1)
+    for path in (tmp_path / "programs").iterdir():
+        path.unlink()  # as another version of the package finds it
+    assert _process(tmp_path, "b", "kept")[:2] == (value, 1)
+    assert _process(tmp_path, "b", "kept")[:2] == (value, 1)

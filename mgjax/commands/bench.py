@@ -332,7 +332,7 @@ def _speed(report: dict) -> list[tuple[str, str]]:
         ("  load or create weights", seconds(start["load_s"])),
         ("  encode the picture (compilation included)", seconds(start["encode_s"])),
         ("  first chunk (compilation included)", seconds(start["first_chunk_s"])),
-        ("warm start: compile again from the disk cache", seconds(start["compile_again_s"])),
+        ("warm start: the programs from the disk", seconds(start["compile_again_s"])),
         ("parts of a chunk: sample / decode / commit", " / ".join(map(seconds, report["part_s"].values()))),
         ("from a chunk's rows to its frames", seconds(report["rows_to_frames_s"])),
         ("chunk delivered, p50 / p95 / p99", " / ".join(seconds(chunk[p]) for p in ("p50", "p95", "p99"))),

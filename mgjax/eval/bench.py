@@ -26,7 +26,7 @@ from mgjax import flops
 from mgjax.export import ExportedWorld
 from mgjax.io.actions import load_actions
 from mgjax.io.video import VideoWriter
-from mgjax.programs import memory_of
+from mgjax.programs import Program, memory_of
 from mgjax.stream.rows import chunk_rows, to_chunks
 from mgjax.stream.session import Chunk, Session
 from mgjax.types import Actions, StreamState
@@ -283,12 +283,20 @@ def _compile(world: World, params: Params, state, rows: Actions) -> dict[str, ja
     """The programs of a chunk, compiled for these shapes."""
     run, dit, batch = world.programs(), state._replace(decoder=None), state.position.shape[0]
     latents = jax.ShapeDtypeStruct((batch, *world.latent_shape), jnp.float32)
-    lowered = {
-        "sample": run.sample.lower(world, params, dit, rows),
-        "decode": run.decode.lower(world, params, latents, state.position, state.decoder),
-        "commit": run.commit.lower(world, params, dit, rows, latents),
+    if isinstance(state.position, jax.Array):
+        latents = np.zeros(latents.shape, latents.dtype)
+    arrays = {
+        "sample": (params, dit, rows),
+        "decode": (params, latents, state.position, state.decoder),
+        "commit": (params, dit, rows, latents),
     }
-    return {name: program.compile() for name, program in lowered.items()}
+    return {name: _compiled(getattr(run, name), world, *given) for name, given in arrays.items()}
+
+
+def _compiled(program: Program, *args) -> jax.stages.Compiled:
+    """From the disk where it is kept there, as the next process has it."""
+    found = program.anew().of(*args)
+    return found if isinstance(found, jax.stages.Compiled) else program.lower(*args).compile()
 
 
 def _memory(compiled: dict[str, jax.stages.Compiled]) -> dict:

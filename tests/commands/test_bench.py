@@ -6,6 +6,7 @@ import json
 import jax
 import pytest
 
+from mgjax import machine_code
 from mgjax.stream.session import Session
 
 FIGURES = {
@@ -54,6 +55,10 @@ def test_what_is_compiled_in_mid_stream_is_counted(mgjax, small_weights, tmp_pat
 
     def forgetful(session, *args, **options):
         if next(moments) == 2:
+            session._programs.clear()
+            for program in session.world.programs():
+                program._found.clear()
+            monkeypatch.setattr(machine_code, "folder", lambda: None)
             jax.clear_caches()
         return dispatch(session, *args, **options)
 
