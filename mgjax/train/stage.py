@@ -37,15 +37,16 @@ class TrainState(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """One stage of the ladder; its functions are pure and meant to be jitted, `step` with its state donated."""
+    """One stage of the ladder; its functions are pure and meant to be jitted, `turns` with their state donated."""
 
     name: str
     init: Callable[[Array, dict], TrainState]
     """(key, pretrained) -> state. `pretrained` maps names to parameters as streams hold them (DiT blocks not stacked):
     "dit" is what training starts from (absent: random), "teacher" the foundation model where a stage distils one,
     "vae"."""
-    step: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
-    """(state, batch) -> (state, metrics): scalars, among them "loss" and "grad_norm"."""
+    turns: tuple[Callable[[TrainState, Any], tuple[TrainState, Metrics]], ...]
+    """What steps do in turn, from step 0 on and over again, each a program of its own: (state, batch) -> (state,
+    metrics), scalars, among them "loss" and "grad_norm". The first does all that any does."""
     batch_spec: Callable[[int], Any]
     """batch size -> what the feed gives as ShapeDtypeStructs: what `step` takes, or `prepare` where there is one."""
     evaluate: Callable[[TrainState, Any], Metrics]
@@ -57,6 +58,11 @@ class Stage(NamedTuple):
     prepare: Callable[[dict, ClipBatch, Array], Any] | None = None
     """(pretrained, clips, key) -> the batch that `step` takes, where that is not clips: the ODE pairs of a frozen
     model."""
+
+    @property
+    def step(self) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+        """The step of a stage whose steps are all alike; of others the one that does most."""
+        return self.turns[0]
 
 
 def step_spec(stage: Stage, pretrained: dict, batch: int) -> Any:

@@ -62,7 +62,7 @@ def stage():
         spec = jax.ShapeDtypeStruct((size, WIDTH), jnp.float32)
         return {"x": spec, "y": spec}
 
-    return Stage("toy", init, step, batch_spec, lambda state, batch: {"loss": step(state, batch)[1]["loss"]}, None)
+    return Stage("toy", init, (step,), batch_spec, lambda state, batch: {"loss": step(state, batch)[1]["loss"]}, None)
 
 
 class Feed:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -44,8 +45,10 @@ class Distillation(NamedTuple):
     count."""
     critic_loss: Callable[..., tuple[Array, Metrics]]
     """(networks, critic parameters, x, clips, score, start=0, weight=None) -> (loss, metrics)"""
+    turns: Callable[[Callable], tuple[Callable, ...]]
+    """step (both, state, batch) -> what the steps of a stage do in turn: `both` networks train, or the critic alone"""
     step: Callable[..., tuple[TrainState, Metrics]]
-    """(state, generator loss, its batch, critic loss, its batch) -> (state, metrics)"""
+    """(both, state, generator loss, its batch, critic loss, its batch) -> (state, metrics)"""
     weights: Callable[[TrainState], Params]
     """state -> the generator that is handed on: its EMA where there is one"""
     export: Callable[[TrainState], dict]
@@ -107,32 +110,22 @@ def distillation(cfg: SelfForcingStage, net: Network, shift: float) -> Distillat
         velocity = bidirectional(net, start)(weights, noised(x, score), score.sigma, clips)
         return critic_loss(velocity, x, score, weight), {}
 
-    def step(state: TrainState, generator: Callable, piece: Any, critic: Callable, critic_piece: Any):
-        def train(_):
+    def turns(step: Callable) -> tuple[Callable, ...]:
+        return (partial(step, True), *[partial(step, False)] * (cfg.ratio - 1))
+
+    def step(both: bool, state: TrainState, generator: Callable, piece: Any, critic: Callable, critic_piece: Any):
+        told: Metrics = {"generator_updated": jnp.float32(both)}
+        grads, metrics = gradients(critic, state.critic, critic_piece, cfg.accumulate)
+        trained, critic_opt_state, norm = update(critic_optimizer, grads, state.critic, state.critic_opt_state)
+        after = state._replace(step=state.step + 1, critic=trained, critic_opt_state=critic_opt_state)
+        told |= {**metrics, **norm}
+        if both:
             grads, metrics = gradients(generator, state.params, piece, cfg.accumulate)
             params, opt_state, norm = update(optimizer, grads, state.params, state.opt_state)
             ema = update_ema(cfg.ema, state.ema, params, state.step)
-            return (params, opt_state, ema), {**metrics, **norm}
-
-        def rest(_):
-            shapes = jax.eval_shape(train, None)[1]
-            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-            return (state.params, state.opt_state, state.ema), zeros
-
-        updated = state.step % cfg.ratio == 0
-        (params, opt_state, ema), metrics = jax.lax.cond(updated, train, rest, None)
-        grads, critic_metrics = gradients(critic, state.critic, critic_piece, cfg.accumulate)
-        trained, critic_opt_state, norm = update(critic_optimizer, grads, state.critic, state.critic_opt_state)
-        state = state._replace(
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            ema=ema,
-            critic=trained,
-            critic_opt_state=critic_opt_state,
-        )
-        names = {f"generator_{name}": value for name, value in metrics.items()}
-        return state, {**critic_metrics, **norm, **names, "generator_updated": updated.astype(jnp.float32)}
+            after = after._replace(params=params, opt_state=opt_state, ema=ema)
+            told |= {f"generator_{name}": value for name, value in {**metrics, **norm}.items()}
+        return after, told
 
     def weights(state: TrainState) -> Params:
         return tune.merge(state.params if state.ema is None else state.ema, state.base)
@@ -144,6 +137,7 @@ def distillation(cfg: SelfForcingStage, net: Network, shift: float) -> Distillat
         trained=trained,
         generator_loss=generator_loss,
         critic_loss=loss_of_critic,
+        turns=turns,
         step=step,
         weights=weights,
         export=lambda state: {"dit": dit.unstack(weights(state), net.dit)},

@@ -74,7 +74,7 @@ def fit_stage(
     return Stage(
         name=name,
         init=init,
-        step=step,
+        turns=(step,),
         batch_spec=lambda batch: clip_spec(world, batch, cfg.clip_latents),
         evaluate=lambda state, batch: evaluate(weights_of(state), batch),
         export=lambda state: {"dit": dit.unstack(weights_of(state), net)},

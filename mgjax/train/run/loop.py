@@ -78,7 +78,7 @@ def run(job: Job, cfg: RunConfig, folder: Path, *, resume: bool) -> Result:
     feed = job.feed(sharding.local_rows(layout, job.batch), job.batch)
     state, nonfinite = _begin(job, checkpoints, feed)
     start = int(state.step)
-    step_program = jit_step(job.stage, job.mesh, state)
+    programs = jit_turns(job.stage, job.mesh, state)
     prepare, evaluate = _preparer(job), _evaluator(job)
     clock = processes.Clock(cfg.save_minutes * 60)
     with (
@@ -86,7 +86,7 @@ def run(job: Job, cfg: RunConfig, folder: Path, *, resume: bool) -> Result:
         Log(folder, job.stage.name, start, job.steps, active=jax.process_index() == 0) as log,
         processes.Stop() as stop,
         processes.Watchdog(cfg.hang_s) as watchdog,
-        Profile(folder / "profile", start + _WARM, cfg.profile) as profile,
+        Profile(folder / "profile", start + max(_WARM, len(programs) + 1), cfg.profile) as profile,
     ):
         watch = _Watch(job, cfg, folder, log, nonfinite, _work(job, state))
         if evaluate and start == 0:
@@ -95,9 +95,10 @@ def run(job: Job, cfg: RunConfig, folder: Path, *, resume: bool) -> Result:
             profile.begins(step, state)
             rows = next(feed)
             with jax.set_mesh(job.mesh):
-                state, metrics = step_program(state, prepare(step, sharding.place(rows, layout, job.batch)))
+                turn = programs[(step - 1) % len(programs)]
+                state, metrics = turn(state, prepare(step, sharding.place(rows, layout, job.batch)))
             watch.saw(step, metrics, rows)
-            if step > start + 1:  # the first step, which compiles, is done
+            if step > start + len(programs):  # the first turns, which compile, are done
                 watchdog.alive()
             last, leave = step == job.steps, stop.wanted(step)
             late = step % cfg.log_every == 0 and clock.rang()
@@ -128,18 +129,23 @@ def abstract_state(stage: Stage, mesh: Mesh, pretrained: dict) -> TrainState:
     return sharding.with_shardings(shapes, sharding.tree_shardings(shapes, mesh))
 
 
-def jit_step(stage: Stage, mesh: Mesh, state: TrainState) -> jax.stages.Wrapped:
-    """The stage's step over the mesh: the state stays where it is and is donated, the batch lies over data and fsdp.
+def jit_turns(stage: Stage, mesh: Mesh, state: TrainState) -> tuple[jax.stages.Wrapped, ...]:
+    """What the stage's steps do in turn, over the mesh: the state stays where it is and is donated, the batch lies over
+    data and fsdp. Equal turns are one program.
 
     `state` may be shapes with shardings.
     """
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(
-        stage.step,
-        in_shardings=(layout, sharding.batch_sharding(mesh)),
-        out_shardings=(layout, sharding.replicated(mesh)),
-        donate_argnums=0,
-    )
+    programs = {
+        turn: jax.jit(
+            turn,
+            in_shardings=(layout, sharding.batch_sharding(mesh)),
+            out_shardings=(layout, sharding.replicated(mesh)),
+            donate_argnums=0,
+        )
+        for turn in set(stage.turns)
+    }
+    return tuple(programs[turn] for turn in stage.turns)
 
 
 def _begin(job: Job, checkpoints: Checkpoints, feed: Feed) -> tuple[TrainState, int]:
@@ -197,11 +203,14 @@ def _evaluator(job: Job) -> Callable[[TrainState], dict] | None:
 
 
 def _work(job: Job, state: TrainState) -> float | None:
-    """Seconds that a step would take at the peak of the mesh's devices; None where that is not known."""
+    """Seconds that a step would take at the peak of the mesh's devices, the mean of all turns; None where that is not
+    known."""
     peak = flops.peak(job.mesh.devices.flat[0])
     if peak is None:
         return None
-    return flops.count(job.stage.step, state, step_spec(job.stage, job.pretrained, job.batch)) / (peak * job.mesh.size)
+    spec, turns = step_spec(job.stage, job.pretrained, job.batch), job.stage.turns
+    counts = {turn: flops.count(turn, state, spec) for turn in set(turns)}
+    return sum(counts[turn] for turn in turns) / (len(turns) * peak * job.mesh.size)
 
 
 def _fetch(metrics: dict) -> dict[str, float]:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from mgjax import flops, sharding
 from mgjax.models import codecs, dit, taehv
 from mgjax.programs import memory_of, memory_order
-from mgjax.train.run.loop import abstract_state, jit_step
+from mgjax.train.run.loop import abstract_state, jit_turns
 from mgjax.train.stage import Stage, step_spec
 from mgjax.train.stages import RECORDS, make_stage
 from mgjax.train_config import FoundationStage, TrainConfig
@@ -32,7 +32,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 class Plan(NamedTuple):
-    """Of one step. Bytes are of one device."""
+    """Of one step, of those that do most. Bytes are of one device."""
 
     state: int  # parameters, optimisers, EMA, teacher, critic, streams; donated, so it exists once
     batch: int
@@ -99,7 +99,7 @@ def plan(stage: Stage, batch: int, mesh: Mesh, pretrained: dict) -> Plan:
     )
     began = time.monotonic()
     with jax.set_mesh(mesh):
-        program = jit_step(stage, mesh, state)
+        program = jit_turns(stage, mesh, state)[0]
         # A CPU stands in for a GPU, whose compiler saves memory in any case.
         compiled = program.lower(state, clips).compile(memory_order(mesh.devices.flat[0].platform))
         seconds = time.monotonic() - began

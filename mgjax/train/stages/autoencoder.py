@@ -246,7 +246,7 @@ def _stage(cfg: VAEStage, world: WorldConfig, name: str, start, draw, loss, eval
     return Stage(
         name=name,
         init=init,
-        step=step,
+        turns=(step,),
         batch_spec=batch_spec,
         evaluate=lambda state, batch: evaluate(weights(state), state, batch),
         export=lambda state: {name: weights(state)},

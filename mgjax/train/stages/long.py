@@ -86,7 +86,7 @@ def make_stage(cfg: LongStage, world: WorldConfig) -> Stage:
         state = distil.init(key, pretrained)
         return state._replace(stream=empty(tune.merge(state.params, state.base), cfg.batch))
 
-    def step(state, clips):
+    def step(both, state, clips):
         batch, held = clips.features.shape[0], distil.hold(state)
         params = stream_params(held.generator(), net)
         exit = jax.random.randint(fold(state, "exit"), (), 0, len(levels))
@@ -131,6 +131,7 @@ def make_stage(cfg: LongStage, world: WorldConfig) -> Stage:
         piece = (rolled, rows, stream.state, stream.tail, stream.clips)
         critic_piece = (jnp.concatenate([stream.tail, made], 1), stream.clips)
         state, metrics = distil.step(
+            both,
             state,
             generator_loss,
             (*piece, distil.draw(fold(state, "score"), shape), counts),
@@ -160,7 +161,7 @@ def make_stage(cfg: LongStage, world: WorldConfig) -> Stage:
     return Stage(
         name="long",
         init=init,
-        step=step,
+        turns=distil.turns(step),
         batch_spec=lambda batch: clip_spec(world, batch, cfg.max_latents),
         evaluate=evaluate,
         export=distil.export,

@@ -58,7 +58,7 @@ def make_stage(cfg: SelfForcingStage, world: WorldConfig) -> Stage:
         streams = begin(functions, params, clips)
         return roll(functions, params, streams, chunk_rows(net, clips.actions, 0, chunks), noise, exit)[0]
 
-    def step(state, clips):
+    def step(both, state, clips):
         held = distil.hold(state)
 
         def generator_loss(params, piece):
@@ -78,7 +78,7 @@ def make_stage(cfg: SelfForcingStage, world: WorldConfig) -> Stage:
         critic_exit = jax.random.randint(fold(state, "critic_exit"), (), 0, len(levels))
         piece = clips, draw(state, clips, "")
         critic_piece = clips, draw(state, clips, "critic_")
-        return distil.step(state, generator_loss, piece, loss_of_critic, critic_piece)
+        return distil.step(both, state, generator_loss, piece, loss_of_critic, critic_piece)
 
     def evaluate(state, clips):
         noise = draw_noise(jax.random.key(0), net, clips.features.shape[0], chunks, draws)
@@ -90,7 +90,7 @@ def make_stage(cfg: SelfForcingStage, world: WorldConfig) -> Stage:
     return Stage(
         name="self_forcing",
         init=distil.init,
-        step=step,
+        turns=distil.turns(step),
         batch_spec=lambda batch: clip_spec(world, batch, cfg.latents),
         evaluate=evaluate,
         export=distil.export,

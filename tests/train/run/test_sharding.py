@@ -29,7 +29,7 @@ from mgjax import sharding, train_config as T
 from mgjax.config import ActionConfig, CLIPConfig, DiTConfig, VAEConfig, WorldConfig
 from mgjax.models import dit
 from mgjax.train.stages import make_stage
-from mgjax.train.run.loop import abstract_state, jit_step
+from mgjax.train.run.loop import abstract_state, jit_turns
 from mgjax.train.run.plan import count_collectives
 
 name, gather, *sizes = sys.argv[1:]
@@ -78,8 +78,8 @@ def step(stage, mesh_sizes):
     split = [l for l in jax.tree.leaves(abstract) if not l.sharding.is_fully_replicated]
     placed = jax.device_put(start, jax.tree.map(lambda leaf: leaf.sharding, abstract))
     with jax.set_mesh(mesh):
-        program = jit_step(stage, mesh, abstract).lower(placed, jax.device_put(batch, sharding.batch_sharding(mesh)))
-        program = program.compile()
+        turn = jit_turns(stage, mesh, abstract)[0]
+        program = turn.lower(placed, jax.device_put(batch, sharding.batch_sharding(mesh))).compile()
         state, metrics = program(placed, jax.device_put(batch, sharding.batch_sharding(mesh)))
     gathered = count_collectives(program.as_text()).get("all-gather", (0, 0))[1]
     return jax.device_get((state, metrics)), len(split), gathered
