@@ -26,6 +26,7 @@ from typing import Any
 
 import jax
 from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache import compilation_cache
 
 from mgjax.errors import InputError
 from mgjax.io.files import atomic_path
@@ -51,7 +52,8 @@ def folder() -> Path | None:
         return None
     if not jax.sharding.get_abstract_mesh().empty:
         return None
-    place, on = jax.config.values["jax_compilation_cache_dir"], jax.config.values["jax_enable_compilation_cache"]
+    place = jax.config.values["jax_compilation_cache_dir"]
+    on = jax.config.values["jax_enable_compilation_cache"] or _COMPILING.locked()
     return Path(place) / "programs" if place is not None and on and "://" not in place else None
 
 
@@ -84,34 +86,25 @@ def read(path: Path) -> Callable | None:
 
 
 def make(path: Path, program: jax.stages.Lowered) -> Callable:
-    """Compiles a program and keeps it in `path`, if it can be kept: else that costs time and nothing else.
+    """Compiles a program, which must not have been compiled in this process, and keeps it in `path`; where it cannot be
+    kept, that costs time and nothing else.
 
-    JAX's own cache does not get it. What comes from there cannot be kept: XLA:CPU writes it without its functions.
+    JAX's own cache has no part in it: what XLA:CPU has read from there it writes without its functions.
     """
-    name = "jax_persistent_cache_min_compile_time_secs"
+    name = "jax_enable_compilation_cache"
     with _COMPILING:
-        before, found = jax.config.values[name], _found.count
-        jax.config.update(name, float("inf"))
+        jax.config.update(name, False)
+        compilation_cache.reset_cache()
         try:
             compiled = program.compile()
         finally:
-            jax.config.update(name, before)
-    if _found.count == found:
-        _keep(path, compiled)
+            jax.config.update(name, True)
+            compilation_cache.reset_cache()
+    _keep(path, compiled)
     return compiled
 
 
-class _Found(threading.local):
-    """Programs that JAX found in its own cache for this thread."""
-
-    count = 0
-
-    def hear(self, event: str, **_: Any) -> None:
-        self.count += event == "/jax/compilation_cache/cache_hits"
-
-
-_COMPILING, _found = threading.Lock(), _Found()
-jax.monitoring.register_event_listener(_found.hear)
+_COMPILING = threading.Lock()
 
 
 def _keep(path: Path, program: jax.stages.Compiled) -> None:

@@ -31,13 +31,14 @@ class Program:
         self, function: Callable, *, donated: int | None = None, named: tuple[str, ...] = (),
         worldly: bool = True, options: dict | None = None, kept: bool = True,
     ):  # fmt: skip
-        self._jitted = jax.jit(
-            function,
+        self._jit = functools.partial(
+            jax.jit,
             static_argnums=0 if worldly else (),
             static_argnames=named,
             donate_argnums=() if donated is None else donated,
             compiler_options=options,
         )
+        self._function, self._jitted = function, self._jit(function)
         self._name, self._worldly, self._kept, self._options = function.__qualname__, worldly, kept, options
         self._found: dict[Any, Callable] = {}
 
@@ -61,8 +62,17 @@ class Program:
             file = machine_code.file_name(self._name, self._options, fixed, named, structure, shapes)
             elsewhere = any(place not in (here, None) for place in places)  # NumPy's go to the default device
             found = plain if elsewhere else machine_code.read(folder / file)
-            self._found[key] = found or machine_code.make(folder / file, self.lower(*args, **named))
+            self._found[key] = found or machine_code.make(folder / file, self._lower(*args, **named))
         return self._found.get(key, plain)
+
+    def _lower(self, *args: Any, **named: Any) -> jax.stages.Lowered:
+        """As `lower`, of a function that JAX has not met: nothing that it has in memory stands for it."""
+
+        @functools.wraps(self._function)
+        def function(*args: Any, **named: Any) -> Any:
+            return self._function(*args, **named)
+
+        return self._jit(function).lower(*args, **named)
 
     def lower(self, *args: Any, **named: Any) -> jax.stages.Lowered:
         """As that of a jitted function."""

@@ -230,35 +230,40 @@ machine_code.folder = lambda: place / "programs"
 def rows(world, x):
     return jnp.sin(x @ x.T).sum(0) + jnp.cos(x).cumsum(0).sum()
 
-hits = machine_code._found.count
-if sys.argv[3] == "plain":
-    result = jax.jit(rows, static_argnums=0)(0, jnp.ones((50, 50)))
-else:
-    result = Program(rows)(0, jnp.ones((50, 50)))
-print(float(result.sum()), len(list((place / "programs").glob("*"))), machine_code._found.count - hits)
+program = Program(rows)
+if "plain" in sys.argv[3:]:
+    result = program._jitted(0, jnp.ones((50, 50)))
+if "kept" in sys.argv[3:]:
+    result = program(0, jnp.ones((50, 50)))
+entries = len(list((place / sys.argv[2]).glob("jit_rows*-cache")))
+print(float(result.sum()), len(list((place / "programs").glob("*"))), entries)
 """
 
 
-def _process(folder, cache, how):
+def _process(folder, cache, *how):
+    """The program's value, how many programs are kept, and how many JAX has."""
     out = subprocess.run(
-        [sys.executable, "-c", _PROCESS, str(folder), cache, how], capture_output=True, text=True, check=True
+        [sys.executable, "-c", _PROCESS, str(folder), cache, *how], capture_output=True, text=True, check=True
     ).stdout
-    value, kept, hits = out.split()
-    return float(value), int(kept), int(hits)
+    value, kept, entries = out.split()
+    return float(value), int(kept), int(entries)
 
 
-def test_what_jax_had_already_is_not_kept_and_ours_does_not_go_there(tmp_path):
-    """A program that XLA:CPU read from JAX's cache is written without its functions: what was read again failed."""
-    value, kept, _ = _process(tmp_path, "a", "plain")
-    assert kept == 0
-    again = _process(tmp_path, "a", "kept")
-    assert again[:2] == (value, 0)
-    assert again[2] > 0
-    first = _process(tmp_path, "b", "kept")
-    assert first[:2] == (value, 1)
-    for _ in range(2):
-        assert _process(tmp_path, "b", "kept")[:2] == (value, 1)
+def test_what_jax_had_already_is_compiled_here_all_the_same(tmp_path):
+    """A program that XLA:CPU read from JAX's cache is written without its functions, and failed when it was read again:
+    in another process, in the same one, and when the package is another one than the last."""
+    value, *numbers = _process(tmp_path, "a", "plain")
+    assert numbers == [0, 1]
+    assert _process(tmp_path, "a", "plain", "kept") == (value, 1, 1)
+    assert _process(tmp_path, "a", "kept") == (value, 1, 1)
     for path in (tmp_path / "programs").iterdir():
-        path.unlink()  # as another version of the package finds it
-    assert _process(tmp_path, "b", "kept")[:2] == (value, 1)
-    assert _process(tmp_path, "b", "kept")[:2] == (value, 1)
+        path.unlink()
+    for _ in range(2):
+        assert _process(tmp_path, "a", "kept") == (value, 1, 1)
+
+
+def test_jax_does_not_keep_it_too(tmp_path):
+    value, *numbers = _process(tmp_path, "a", "kept")
+    assert numbers == [1, 0]
+    assert _process(tmp_path, "a", "kept") == (value, 1, 0)
+    assert _process(tmp_path, "a", "kept", "plain") == (value, 1, 1)
