@@ -212,7 +212,7 @@ class Session:
             raise InputError("a stream is replaced by a session of one stream of the same world")
         elif picture.state.condition.shape[1] != self.state.condition.shape[1]:
             raise InputError("the other stream was begun for another length: begin both with the same `frames`")
-        self.state = self.world.programs().replace(self.state, row, picture.state)
+        self.state = self.world.programs().replace(self.state, np.asarray(row, np.int32), picture.state)
         self._position[row] = picture._position[0]
 
     def fork(self) -> Session:
