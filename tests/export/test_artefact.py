@@ -100,7 +100,10 @@ def test_the_scan_of_its_programs_is_its_stream(artefact_model):
     scanned, _ = world.programs().rollout(world, session.params, session.fork().state, rows)
     for number in range(12):
         stepped = session.step(jax.tree.map(lambda part, number=number: part[number, 0], rows))[0]
-        np.testing.assert_array_equal(scanned.pixels[number, 0][-len(stepped) :], stepped)
+        # XLA may sum a convolution in another order inside of a loop: a grey level of single pixels (`World.rollout`).
+        difference = np.abs(np.int16(scanned.pixels[number, 0][-len(stepped) :]) - stepped)
+        assert difference.max() <= (0 if isinstance(world.cfg.vae, LinearConfig) else 1)
+        assert (difference > 0).mean() < 1e-3
 
 
 def test_nothing_is_compiled_once_a_stream_runs_and_chunks_take_no_longer(artefact_model):
