@@ -234,7 +234,7 @@ def _open_once(path: Path, tree: dict) -> None:
 
 
 def _component(folder: Path, component: str, verify: bool) -> Path:
-    """The component's checkpoint, as an absolute path, which is what Orbax takes."""
+    """The component's checkpoint, as an absolute path, which is what TensorStore takes."""
     folder = Path(folder)
     there = components(folder)
     if component not in there:

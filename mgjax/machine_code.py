@@ -28,7 +28,6 @@ import jax
 from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
 
-from mgjax.errors import InputError
 from mgjax.io.files import atomic_path
 
 _KEPT = 64  # programs that a machine keeps; the oldest make room
@@ -117,9 +116,7 @@ def _keep(path: Path, program: jax.stages.Compiled) -> None:
         others = sorted(path.parent.iterdir(), key=lambda other: other.stat().st_mtime)
         for other in others[:-_KEPT]:
             other.unlink(missing_ok=True)
-    except (InputError, OSError):  # no room, or no right
-        pass
-    except Exception:  # such as a call of this process, which no file can hold
+    except Exception:  # no room, no right, or a call of this process, which no file can hold
         pass
 
 

@@ -163,9 +163,8 @@ class Downsample(nn.Module):
     @nn.compact
     def __call__(self, x: Array, cache: Cache, first: bool) -> tuple[Array, Cache]:
         dim = x.shape[-1]
-        x = nn.Conv(dim, (3, 3), strides=2, padding=((0, 1), (0, 1)), dtype=x.dtype, kernel_init=declared, name="conv")(
-            x
-        )
+        odd = (0, 1), (0, 1)
+        x = nn.Conv(dim, (3, 3), strides=2, padding=odd, dtype=x.dtype, kernel_init=declared, name="conv")(x)
         if not self.temporal:
             return x, {}
         past = cache.get("time", jnp.zeros_like(x[:, :1]))
