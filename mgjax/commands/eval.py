@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mgjax.errors import InputError
 
-_JUDGE, _RECORDINGS = "judge.npz", "judged"  # beside the weights
+_JUDGE, _POSE, _RECORDINGS = "judge.npz", "pose.npz", "judged"  # beside the weights
 
 
 def main(
@@ -20,6 +20,10 @@ def main(
     judge_steps: int = 1500,
     judge_batch: int = 8,
     resident: bool = False,
+    pose: str = "",
+    pose_data: tuple[str, ...] = (),
+    pose_steps: int = 2500,
+    networks: tuple[str, ...] = (),
     clips: int = 32,
     frames: int = 0,
     out: str = "",
@@ -41,15 +45,25 @@ def main(
       judge_steps: Of its training.
       judge_batch: Windows of a step of it.
       resident: Hold JUDGE_DATA on the device as pictures: for a GPU, which threads cannot read for.
+      pose: File of a pose regressor, which reads off pictures of one level where the camera is: for the camera's error,
+        the distance of features, and control by how often a place was trained on. Without one, that which comes with
+        the weights, or one is trained on POSE_DATA; without any these figures are left out.
+      pose_data: Recordings that a pose regressor is trained on, those that the world was trained on.
+      pose_steps: Of its training, of 256 pictures each.
+      networks: ONNX files of networks that score pictures, such as MUSIQ, CLIP, LPIPS or AMT; docs/evaluation.md says
+        what they take and give. Needs the extra `networks`.
       clips: Clips that are streamed, at most.
       frames: Frames of each; 0 takes all.
-      out: Folder of report.html, report.json and a judge that was trained; empty prints only.
+      out: Folder of report.html, report.json and what was trained; empty prints only.
       quick: Eight clips of eleven seconds.
-      seed: Of a judge's training.
+      seed: Of training a judge and a pose regressor.
     """
     from mgjax import checkpoint, loading
     from mgjax.eval import evaluation, page
     from mgjax.eval.inverse import Judge, train
+    from mgjax.eval.networks import load as load_network
+    from mgjax.eval.pose import PoseRegressor
+    from mgjax.eval.pose import train as train_pose
 
     if clips < 2 or frames < 0:
         raise InputError(f"clips ({clips}) must be at least 2 and frames ({frames}) at least 0")
@@ -61,20 +75,35 @@ def main(
     if not data and not (beside / _RECORDINGS).is_dir():
         raise InputError(f"no recordings come with {model.source}: name some that it was not trained on (--data)")
     recordings = evaluation.read_recordings(data or str(beside / _RECORDINGS), model, clips, frames or None)
+    others = [load_network(Path(path)) for path in networks]
     if judge or (own.is_file() and not judge_data):
         found = Judge.load(Path(judge) if judge else own)
     elif judge_data:
         how = {"batch": judge_batch, "resident": resident}
         found = _with_progress(
-            lambda progress: train(judge_data, model.cfg, judge_steps, seed, progress, **how), judge_steps
+            "judge", judge_steps, lambda progress: train(judge_data, model.cfg, judge_steps, seed, progress, **how)
         )
         if out:
             Path(out).mkdir(parents=True, exist_ok=True)
             found.save(Path(out) / _JUDGE)
     else:
         raise InputError("there is no judge: name one (--judge), or recordings to train one on (--judge-data)")
+    regressor = None
+    if pose_data and not pose:
+        regressor = _with_progress(
+            "pose regressor", pose_steps, lambda progress: train_pose(pose_data, pose_steps, seed, progress)
+        )
+        if out:
+            Path(out).mkdir(parents=True, exist_ok=True)
+            regressor.save(Path(out) / _POSE)
+    elif pose or (beside / _POSE).is_file():
+        regressor = PoseRegressor.load(Path(pose) if pose else beside / _POSE)
+    if regressor is not None and recordings.cameras is None:
+        if pose or pose_data:
+            raise InputError("the recordings do not say where the camera was: a pose regressor has nothing to compare")
+        regressor = None
     other = evaluation.read_videos(videos, recordings) if videos else None
-    made = evaluation.evaluate(model, recordings, found, print, made=other)
+    made = evaluation.evaluate(model, recordings, found, print, made=other, regressor=regressor, networks=others)
     _print(made.figures)
     if out:
         page.write(Path(out), made)
@@ -82,12 +111,17 @@ def main(
     return 0
 
 
-def _with_progress(run, steps: int):
+def _with_progress(what: str, steps: int, run):
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("training the judge"), BarColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
+    columns = (
+        TextColumn(f"training the {what}"),
+        BarColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns) as bar:
-        task = bar.add_task("judge", total=steps, loss="")
+        task = bar.add_task(what, total=steps, loss="")
         return run(lambda step, loss: bar.update(task, completed=step, loss=f"loss {loss:.3f}"))
 
 

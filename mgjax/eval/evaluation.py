@@ -8,7 +8,7 @@ that stands still.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,10 +17,14 @@ from jaxtyping import Float, UInt8
 from mgjax.data.store import schema
 from mgjax.data.store.dataset import Dataset
 from mgjax.errors import InputError
-from mgjax.eval import score
+from mgjax.eval import place, score
 from mgjax.eval.inverse import Inverted, Judge, given, keyboard_hits, mouse_hits
+from mgjax.eval.networks import Network
+from mgjax.eval.networks import measure as measure_by
+from mgjax.eval.pose import PoseRegressor, cameras_of
 from mgjax.io.actions import load_actions
 from mgjax.loading import Model
+from mgjax.models.pose import Camera
 from mgjax.types import Actions
 
 SECONDS = (1, 2, 5)  # after which pictures are compared
@@ -36,6 +40,7 @@ class Recordings(NamedTuple):
     truth: UInt8[np.ndarray, "b f h w 3"]
     actions: Actions  # [b, f - 1]
     axes: tuple[int, ...]  # of the mouse, along which the camera turns at all
+    cameras: Camera | None = None  # [b, f], where the recordings say it
 
 
 class Evaluation(NamedTuple):
@@ -46,6 +51,7 @@ class Evaluation(NamedTuple):
     truth: UInt8[np.ndarray, "b f h w 3"]
     nearness: Float[np.ndarray, "b f"]  # PSNR of every frame
     looks: dict[str, score.Look]  # [b, f] of "world" and "recording"
+    astray: dict[str, Float[np.ndarray, "b f"]]  # how far cameras are from where they should be; empty where not known
 
 
 def read_recordings(folder: str, model: Model, clips: int, frames: int | None) -> Recordings:
@@ -70,7 +76,9 @@ def read_recordings(folder: str, model: Model, clips: int, frames: int | None) -
     keyboard, mouse = (np.stack([row[part][:-1] for row in rows]) for part in (0, 1))
     level = dataset.schema.pitch_limits == (0.0, 0.0)
     axes = tuple(axis for axis in range(cfg.dit.action.mouse_dim) if not (axis == 0 and level))
-    return Recordings(np.stack([clip.frames for clip in read]), Actions(keyboard, mouse), axes)
+    cameras = [cameras_of(clip) for clip in read]
+    known = None if None in cameras else Camera(*map(np.stack, zip(*cameras, strict=True)))
+    return Recordings(np.stack([clip.frames for clip in read]), Actions(keyboard, mouse), axes, known)
 
 
 def read_videos(folder: str, recordings: Recordings) -> UInt8[np.ndarray, "b f h w 3"]:
@@ -97,10 +105,13 @@ def evaluate(
     say: Callable[[str], None] = lambda sentence: None,
     *,
     made: UInt8[np.ndarray, "b f h w 3"] | None = None,
+    regressor: PoseRegressor | None = None,
+    networks: Sequence[Network] = (),
 ) -> Evaluation:
     """Streams of the model from the recordings' first pictures, under their rows, and every measure of them; or of
-    videos that something else `made` of the same, whose controls and chunks are those of `model`."""
-    truth, actions, axes = recordings
+    videos that something else `made` of the same, whose controls and chunks are those of `model`. What a pose
+    `regressor` measures needs recordings that say where the camera was."""
+    truth, actions, axes, cameras = recordings
     cfg, fps = model.cfg, model.cfg.fps
     own = made is None
     began = time.monotonic()
@@ -138,6 +149,16 @@ def evaluate(
     both = {"world": made, "recording": truth}
     looks = {name: score.look(video) for name, video in both.items()}
     edge = min(_EDGE * fps, truth.shape[1] // 2)
+    times = {f"{second} s": second * fps for second in SECONDS if second * fps < truth.shape[1]}
+    places = place.Places({}, {})
+    if regressor is not None and cameras is not None:
+        say("reading where the cameras are")
+        hits_of = {"world": scored["world"], "recording": scored["recording (ceiling)"]}
+        places = place.measure(regressor, both, cameras, hits_of, times)
+    others = {}
+    for network in networks:
+        say(f"asking {network.name}")
+        others[network.name] = {"kind": network.kind, **measure_by(network, both, fps, times)}
     figures = {
         "model": cfg.name,
         "clips": len(truth),
@@ -164,17 +185,16 @@ def evaluate(
         if axes
         else {},
         "nearness": {
-            f"{second} s": {
-                "PSNR": score.interval(near["world"][:, second * fps])._asdict(),
-                "PSNR of the first picture": score.interval(near["first picture"][:, second * fps])._asdict(),
-                "SSIM": score.interval(score.ssim(made[:, second * fps], truth[:, second * fps]))._asdict(),
-                "SSIM of the first picture": score.interval(
-                    score.ssim(still[:, second * fps], truth[:, second * fps])
-                )._asdict(),
+            time: {
+                "PSNR": score.interval(near["world"][:, at])._asdict(),
+                "PSNR of the first picture": score.interval(near["first picture"][:, at])._asdict(),
+                "SSIM": score.interval(score.ssim(made[:, at], truth[:, at]))._asdict(),
+                "SSIM of the first picture": score.interval(score.ssim(still[:, at], truth[:, at]))._asdict(),
             }
-            for second in SECONDS
-            if second * fps < truth.shape[1]
+            for time, at in times.items()
         },
+        **places.figures,
+        **({"networks": others} if others else {}),
         "change over frames": {
             f"{lag}": {name: score.interval(score.change(video, lag))._asdict() for name, video in both.items()}
             for lag in _LAGS
@@ -199,7 +219,7 @@ def evaluate(
             for name, video in both.items()
         },
     }
-    return Evaluation(figures, made, truth, near["world"], looks)
+    return Evaluation(figures, made, truth, near["world"], looks, places.distances)
 
 
 def _mirrored(model: Model, truth: np.ndarray) -> dict:

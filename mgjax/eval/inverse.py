@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,11 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from mgjax.config import ControlConfig, WorldConfig, from_json
+from mgjax.config import ControlConfig, WorldConfig
 from mgjax.data.store.feed import Window, windows
-from mgjax.errors import InputError
+from mgjax.eval import npz
 from mgjax.feeds.resident import ResidentFeed
-from mgjax.io.files import atomic_path
 from mgjax.models import inverse
 from mgjax.models.inverse import InverseConfig
 from mgjax.train.parts.optim import make_optimizer
@@ -62,35 +60,12 @@ class Judge:
         return Inverted(np.concatenate(keys, 1), np.concatenate(mouse, 1))
 
     def save(self, path: Path) -> None:
-        """In half precision, which is finer than what a judge is sure of."""
-        leaves = jax.tree_util.tree_leaves_with_path(self.params)
-        arrays = {
-            jax.tree_util.keystr(at, simple=True, separator="/"): np.asarray(leaf, np.float16) for at, leaf in leaves
-        }
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, config=json.dumps(dataclasses.asdict(self.cfg)), **arrays)
+        npz.write(path, self.cfg, self.params)
 
     @classmethod
     def load(cls, path: Path) -> Judge:
         """InputError where the file is none."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
-            cfg = from_json(str(arrays.pop("config")), InverseConfig)
-            shapes = jax.eval_shape(lambda: inverse.init(jax.random.key(0), cfg))
-            named = {jax.tree_util.keystr(at, simple=True, separator="/"): leaf.shape for at, leaf in _leaves(shapes)}
-            if named != {name: array.shape for name, array in arrays.items()}:
-                raise InputError("its arrays are not those of its config")
-            params = jax.tree_util.tree_map_with_path(
-                lambda at, spec: arrays[jax.tree_util.keystr(at, simple=True, separator="/")].astype(spec.dtype), shapes
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{path} is no inverse dynamics model: {error}") from None
-        return cls(cfg, params)
-
-
-def _leaves(tree: dict) -> list:
-    return jax.tree_util.tree_leaves_with_path(tree)
+        return cls(*npz.read(path, InverseConfig, inverse.init, "inverse dynamics model")[:2])
 
 
 @functools.partial(jax.jit, static_argnums=1)

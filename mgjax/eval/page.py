@@ -37,6 +37,8 @@ def write(folder: Path, evaluation: Evaluation) -> None:
     body = (
         _control(figures)
         + _nearness(figures)
+        + _places(figures)
+        + _networks(figures)
         + _memory(figures)
         + _drift(figures)
         + _curves(evaluation)
@@ -90,6 +92,57 @@ def _nearness(figures: dict) -> str:
     return "<h2>Nearness to the recordings</h2>" + _table(["after", *names], rows)
 
 
+def _places(figures: dict) -> str:
+    """Where the camera has gone, and control where a level was often shown in training and where seldom."""
+    if "camera error" not in figures:
+        return ""
+    error = dict(figures["camera error"])
+    size = " x ".join(f"{side:g}" for side in error.pop("the level's size"))
+    rows = [
+        [f"{part}, {time}", *(interval_text(values[part][name], 1) for name in values[part])]
+        for time, values in error.items()
+        for part in ("distance", "degrees")
+    ]
+    rows += [
+        [f"distance of features, {time}", interval_text(values["world"]), "", interval_text(values["first picture"])]
+        for time, values in figures["feature distance"].items()
+    ]
+    head = ["after", "world", "recording (the regressor's own error)", "the first picture"]
+    said = f"<p>In the engine's units; the level is {size}.</p>"
+    groups = figures["control by coverage"]
+    parts = [part for part in groups[0]["world"] if part != "share of frames"]
+    coverage = [
+        [
+            "{} to {}".format(*group["visits"]),
+            *(f"{group[name]['share of frames']:.2f}" for name in ("world", "recording")),
+            *(
+                "" if group[name][part] is None else f"{group[name][part]:.3f}"
+                for part in parts
+                for name in ("world", "recording")
+            ),
+        ]
+        for group in groups
+    ]
+    titles = [f"{part}, {name}" for part in ("share of frames", *parts) for name in ("world", "recording")]
+    return (
+        "<h2>Where the camera is</h2>" + said + _table(head, rows)
+        + "<h2>Control by coverage</h2><p>Of the map's cells and eight headings, by frames of training there.</p>"
+        + _table(["frames of training", *titles], coverage)
+    )  # fmt: skip
+
+
+def _networks(figures: dict) -> str:
+    """What networks say that others trained."""
+    tables = ""
+    for name, found in figures.get("networks", {}).items():
+        kind, values = found["kind"], {key: value for key, value in found.items() if key != "kind"}
+        nested = values if kind != "between" else {"": values}
+        columns = list(next(iter(nested.values()), {}))
+        rows = [[when, *(interval_text(scores[column]) for column in columns)] for when, scores in nested.items()]
+        tables += f"<h2>{html.escape(name)}</h2>" + _table([kind, *columns], rows)
+    return tables
+
+
 def _drift(figures: dict) -> str:
     drift = {
         **figures["drift, last seconds over first"],
@@ -108,6 +161,9 @@ def _curves(evaluation: Evaluation) -> str:
     charts = [_chart("PSNR against the recording, dB", {"world": evaluation.nearness.mean(0)}, fps)]
     for part in ("brightness", "saturation", "sharpness"):
         charts.append(_chart(part, {name: getattr(look, part).mean(0) for name, look in evaluation.looks.items()}, fps))
+    if evaluation.astray:
+        lines = {name: evaluation.astray[name].mean(0) for name in ("world", "recording")}
+        charts.append(_chart("the camera's distance from where it should be", lines, fps))
     return "<h2>Over time</h2>" + "".join(charts)
 
 
