@@ -249,6 +249,8 @@ class RunConfig:
     save_every: int = 500
     save_minutes: float = 30.0  # a checkpoint is also due when the last one is so old
     keep: int = 3  # newest checkpoints that stay
+    copy_to: str | None = None  # gs://BUCKET/RUN, s3://BUCKET/RUN or the like, to which checkpoints and finished stages
+    # are copied, and from which --resume fetches what is not on the disk
     validate_every: int = 1000
     sample_every: int = 1000
     control_clips: int = 0  # held-out clips that every stage is tried on when it is done, on one device

@@ -38,6 +38,7 @@ from mgjax.data.store.dataset import Dataset, Entry, Writer, clip_name
 from mgjax.data.store.schema import Schema
 from mgjax.data.types import Clip
 from mgjax.errors import InputError
+from mgjax.io.stores import is_local
 
 # Frames that one process decodes at a time: what lies before them back to a key frame (250 frames in an x264 file) is
 # decoded in vain, and a long recording should still keep all cores busy.
@@ -232,7 +233,7 @@ def _schema_at(out: str | os.PathLike) -> Schema | None:
     try:
         return Dataset(out).schema
     except InputError:
-        if dataset.is_local(out) and Path(out, schema.FILE).exists():
+        if is_local(out) and Path(out, schema.FILE).exists():
             raise
         return None
 

@@ -11,8 +11,7 @@ index names is there. A clip is found by name in the indexes and read by one ran
 A clip whose bytes do not fit their checksum is named by `DamagedClip`, and an index that cannot be read by
 `Dataset.damaged`; all other clips stay usable. Appending is adding shards; one process at a time may write.
 
-Paths with a scheme go to tensorstore as they are (`gs://bucket/set`, `s3://bucket/set`), and so does a JSON
-specification of one of its key-value stores, for endpoints and credentials of one's own; others are local folders.
+Paths are folders or object stores, as of `mgjax.io.stores`.
 """
 
 from __future__ import annotations
@@ -32,6 +31,8 @@ from mgjax.data.store import codec, schema
 from mgjax.data.store.schema import Schema
 from mgjax.data.types import Clip
 from mgjax.errors import InputError
+from mgjax.io import stores
+from mgjax.io.stores import is_local, open_store
 
 VERSION = 1
 SHARD_BYTES = 64 << 20
@@ -64,42 +65,6 @@ def clip_name(text: str) -> str:
     return name if name == text else f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def is_local(path: str | os.PathLike) -> bool:
-    """Whether a dataset's path is a folder of this machine."""
-    return "://" not in str(path) and not str(path).startswith("{")
-
-
-def _open(path: str | os.PathLike) -> ts.KvStore:
-    path = str(path)
-    try:
-        if path.startswith("{"):
-            spec = json.loads(path)
-            return ts.KvStore.open({**spec, "path": str(spec.get("path", "")).rstrip("/") + "/"}).result()
-        if "://" in path:
-            return ts.KvStore.open(path.rstrip("/") + "/").result()
-        return ts.KvStore.open({"driver": "file", "path": os.path.abspath(path) + "/"}).result()
-    except ValueError as error:
-        raise InputError(f"{path} cannot be opened: {error}") from None
-
-
-def _read(store: ts.KvStore, key: str, part: slice | None = None) -> bytes | None:
-    """The bytes of a key, or None when it is missing or shorter than `part`."""
-    try:
-        answer = store.read(key, byte_range=part).result()
-    except ValueError as error:
-        if "OUT_OF_RANGE" in str(error) or "out of range" in str(error).lower():
-            return None
-        raise InputError(f"{store.url}{key} cannot be read: {error}") from None
-    return answer.value if answer.state == "value" else None
-
-
-def _write(store: ts.KvStore, key: str, data: bytes) -> None:
-    try:
-        store.write(key, data).result()
-    except ValueError as error:
-        raise InputError(f"{store.url}{key} cannot be written: {error}") from None
-
-
 def _shard_names(store: ts.KvStore) -> list[str]:
     keys = store.list(_SHARDS).result()
     return sorted(key.decode()[len("shards/") : -len(".json")] for key in keys if key.endswith(b".json"))
@@ -122,8 +87,8 @@ def _read_index(shard: str, data: bytes) -> list[Entry]:
 def _write_shard(store: ts.KvStore, shard: str, data: bytes, entries: list[Entry]) -> None:
     index = {"version": VERSION, "clips": [{k: v for k, v in e._asdict().items() if k != "shard"} for e in entries]}
     if data:
-        _write(store, f"shards/{shard}.clips", data)
-    _write(store, f"shards/{shard}.json", json.dumps(index, indent=1).encode())
+        stores.write(store, f"shards/{shard}.clips", data)
+    stores.write(store, f"shards/{shard}.json", json.dumps(index, indent=1).encode())
 
 
 def _load_entries(store: ts.KvStore) -> tuple[dict[str, Entry], list[str], list[str]]:
@@ -153,7 +118,7 @@ def store_clip(path: str | os.PathLike, name: str, data: bytes, num_frames: int,
     if name != clip_name(name):
         raise ValueError(f"clip name {name!r} has characters that a name cannot have")
     entry = Entry(name, num_frames, _single(name), 0, len(data), hashlib.sha256(data).hexdigest(), dict(info))
-    _write_shard(_open(path), entry.shard, data, [entry])
+    _write_shard(open_store(path), entry.shard, data, [entry])
     return entry
 
 
@@ -172,8 +137,8 @@ class Dataset:
 
     def __init__(self, path: str | os.PathLike):
         self.path = str(path)
-        self._store = _open(path)
-        text = _read(self._store, schema.FILE)
+        self._store = open_store(path)
+        text = stores.read(self._store, schema.FILE)
         if text is None:
             raise InputError(f"{path} is no dataset: it has no {schema.FILE}")
         self.schema = schema.loads(text.decode(errors="replace"), f"{path}/{schema.FILE}")
@@ -200,7 +165,7 @@ class Dataset:
         return data
 
     def _read_entry(self, entry: Entry) -> bytes | None:
-        return _read(self._store, f"shards/{entry.shard}.clips", slice(entry.offset, entry.offset + entry.bytes))
+        return stores.read(self._store, f"shards/{entry.shard}.clips", slice(entry.offset, entry.offset + entry.bytes))
 
     def read(self, index: int, start: int = 0, stop: int | None = None) -> Clip:
         """Frames [start, stop) of a clip."""
@@ -229,7 +194,7 @@ class Writer:
         self._shard_bytes = shard_bytes
         self._lock = _lock(path) if is_local(path) else None
         try:
-            self._store = _open(path)
+            self._store = open_store(path)
             self._fit_schema(new_schema)
             self.entries, _, leftovers = _load_entries(self._store)
             for shard in [*leftovers, *self._orphans()]:
@@ -280,9 +245,9 @@ class Writer:
 
     def _fit_schema(self, new: Schema) -> None:
         """Writes the schema of a new dataset; InputError when there is one that does not fit."""
-        text = _read(self._store, schema.FILE)
+        text = stores.read(self._store, schema.FILE)
         if text is None:
-            _write(self._store, schema.FILE, schema.dumps(new).encode())
+            stores.write(self._store, schema.FILE, schema.dumps(new).encode())
             return
         old = schema.loads(text.decode(errors="replace"), f"{self.path}/{schema.FILE}")
         if (difference := schema.difference(old, new)) is not None:
@@ -298,7 +263,7 @@ class Writer:
         while any(entry.shard == shard for entry in self.entries.values()):  # of clips that were discarded since
             shard += "+"
         for entry in singles:
-            data = _read(self._store, f"shards/{entry.shard}.clips") if entry.kept else b""
+            data = stores.read(self._store, f"shards/{entry.shard}.clips") if entry.kept else b""
             if data is None or hashlib.sha256(data).hexdigest() != entry.sha256:
                 continue  # stays where it is, damaged and named when it is read
             parts.append(data)

@@ -25,8 +25,9 @@ from jaxtyping import Float, UInt8
 
 from mgjax.config import WorldConfig
 from mgjax.data.store import schema
-from mgjax.data.store.dataset import DamagedClip, Dataset, is_local
+from mgjax.data.store.dataset import DamagedClip, Dataset
 from mgjax.errors import InputError
+from mgjax.io.stores import is_local
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -23,6 +23,7 @@ import numpy as np
 
 from mgjax.errors import InputError
 from mgjax.io.files import atomic_path, literal_path
+from mgjax.train.run.copy import Copy
 
 _DIGITS = 8
 _BLOCK = 1 << 22
@@ -30,10 +31,11 @@ _log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The checkpoints of one folder, which all processes of a job share. Every process makes the same calls."""
+    """The checkpoints of one folder, which all processes of a job share. Every process makes the same calls; what is
+    sealed goes to the run's `copy`, if it has one."""
 
-    def __init__(self, folder: Path, keep: int):
-        self.folder, self.keep = Path(folder).absolute(), keep
+    def __init__(self, folder: Path, keep: int, copy: Copy | None = None):
+        self.folder, self.keep, self._copy = Path(folder).absolute(), keep, copy
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
@@ -67,6 +69,8 @@ class Checkpoints:
             if jax.process_index() == 0:
                 seal(path, extra)
                 self._prune()
+                if self._copy:
+                    self._copy.put_checkpoint(path, _seal_of(path))
         except Exception as error:
             self._error = error
 

@@ -28,6 +28,7 @@ from mgjax.feeds import batches
 from mgjax.models import clip, codecs, dit, taehv
 from mgjax.models.graft import count_actions, graft_keyboard
 from mgjax.train.run import loop
+from mgjax.train.run.copy import Copy
 from mgjax.train.run.report import write_summary
 from mgjax.train.stages import RECORDS, make_stage
 from mgjax.train.stages.autoencoder import measured, statistics
@@ -44,7 +45,10 @@ def train_stage(cfg: TrainConfig, name: str, out: Path, *, resume: bool) -> bool
         InputError: what the stage starts from is missing, or see `loop.run`.
     """
     record, folder, result = RECORDS[name], out / name, out / name / "weights"
+    copy = _join_copy(cfg, name, out, resume)
     if resume and result.is_dir() and _trained(folder) >= getattr(cfg, name).steps:
+        if copy:
+            copy.put_results(name)
         return True
     attention = getattr(cfg, name).attention
     if KERNELS.get(attention, jax.default_backend()) != jax.default_backend():
@@ -76,7 +80,7 @@ def train_stage(cfg: TrainConfig, name: str, out: Path, *, resume: bool) -> bool
         sample=held_out and sampler(record.sample, stage_cfg, cfg.world, stage, given, held_out, mesh),
     )
     began = time.monotonic()
-    state, finished = loop.run(job, cfg.run, folder, resume=resume)
+    state, finished = loop.run(job, cfg.run, folder, resume=resume, copy=copy)
     if finished:
         exported = jax.jit(stage.export)(state)
         if name == "vae" and isinstance(cfg.world.vae, VAEConfig):
@@ -90,7 +94,34 @@ def train_stage(cfg: TrainConfig, name: str, out: Path, *, resume: bool) -> bool
                 window = batches.held_out_window(cfg, verdict.frames_wanted(cfg.world, name), count)
                 facts |= verdict.measure(cfg, name, result, clips, window)
             write_summary(folder, cfg, name, facts)
+        if copy:
+            copy.put_results(name)
     return finished
+
+
+def _join_copy(cfg: TrainConfig, name: str, out: Path, resume: bool) -> Copy | None:
+    """The run's copy, where the config names one and this process is the one that writes; what is not in `out` and is
+    to be resumed, or to start from, has been fetched from it on all processes.
+
+    Raises:
+        InputError: it holds this stage already, and `resume` is False; or it cannot be reached.
+    """
+    if not cfg.run.copy_to:
+        return None
+    copy = Copy(cfg.run.copy_to, out) if jax.process_index() == 0 else None
+    if copy:
+        stages = list(cfg.stages())
+        if not resume and copy.steps(name):
+            raise InputError(f"{cfg.run.copy_to} holds a run of {name} already: continue it with --resume")
+        for stage in stages[: stages.index(name) + resume]:
+            copy.fetch_results(stage)
+        if resume and _trained(out / name) < getattr(cfg, name).steps:
+            copy.fetch_checkpoint(name)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(f"{name} fetched")
+    return copy
 
 
 def _check_controls(cfg: TrainConfig, schema: Schema, parents: dict[str, Path]) -> None:

@@ -23,6 +23,7 @@ from mgjax.io.files import atomic_path
 from mgjax.train.parts.optim import mean_over
 from mgjax.train.run import processes
 from mgjax.train.run.checkpoints import Checkpoints
+from mgjax.train.run.copy import Copy
 from mgjax.train.run.log import Log, Profile
 from mgjax.train.stage import Stage, TrainState, step_spec
 from mgjax.train_config import RunConfig
@@ -64,14 +65,14 @@ class Result(NamedTuple):
     finished: bool  # False when the job was told to leave; it saved first
 
 
-def run(job: Job, cfg: RunConfig, folder: Path, *, resume: bool) -> Result:
-    """Trains `job` to its last step and leaves its checkpoints and metrics in `folder`.
+def run(job: Job, cfg: RunConfig, folder: Path, *, resume: bool, copy: Copy | None = None) -> Result:
+    """Trains `job` to its last step and leaves its checkpoints and metrics in `folder`, and in the run's `copy`.
 
     Raises:
         InputError: the folder holds a run and `resume` is False, the run there is of another config, the batch does not
             fit the mesh, or too many steps were not finite.
     """
-    checkpoints = Checkpoints(folder / "checkpoints", cfg.keep)
+    checkpoints = Checkpoints(folder / "checkpoints", cfg.keep, copy)
     if not resume and checkpoints.steps():
         raise InputError(f"{folder} holds a run already: continue it with --resume, or choose another --out")
     layout = sharding.batch_sharding(job.mesh)
