@@ -14,7 +14,8 @@ from mgjax.errors import InputError
 # What each way of measuring reads; any other flag beside it would do nothing, and is refused.
 _MODEL = {"model", "weights", "decoder", "dtype", "attention", "json"}
 _READ = {
-    "suite": {"suite", "model", "dtype", "attention", "chunks", "out"},
+    "suite gpu": {"suite", "model", "dtype", "attention", "chunks", "out"},
+    "suite cpu": {"suite", "model", "attention", "out"},
     "players": {"players", "model", "weights", "seconds", "nuisance", "cold", "json"},
     "cold": {*_MODEL, "cold", "trust_compiled"},
     "target": {*_MODEL, "target", "share"},
@@ -41,7 +42,7 @@ def main(
     nuisance: bool = False,
     target: str | None = None,
     share: float = 0.6,
-    suite: Literal["gpu"] | None = None,
+    suite: Literal["gpu", "cpu"] | None = None,
     out: Path | None = None,
 ) -> int:
     """Streams the seeded composite and prints what it takes; exits with 1 if anything was compiled after warm-up.
@@ -74,7 +75,8 @@ def main(
         share: of the GPU's peaks that the second bound reckons with.
         suite: instead, all that is to be known of a GPU, in eight minutes at most: its ceilings, a chunk's parts with
             either decoder and for one and four streams (of universal, where no other model is named), and the error of
-            its attention. Needs --out.
+            its attention; or of a CPU, how much of what its products reach the denoising passes of small networks get,
+            shaped as universal, or another model. Needs --out.
         out: the folder that --suite writes suite.json into, figure by figure.
     """
     _check_flags(locals())
@@ -102,7 +104,7 @@ def main(
     if players:
         return _players(console, weights, model, players, seconds, nuisance, cold, json)
     if suite is not None:
-        return _suite(console, model or "universal", dtype, attention, chunks, out)
+        return _suite(console, suite, model or "universal", dtype, attention, chunks, out)
     untrained = weights is None and model is not None and model not in loading.SHIPPED
     found = loading.find(weights or model or loading.DEFAULT, model=model, random_weights=untrained)
     world = found.choose(dtype, attention, decoder)
@@ -130,7 +132,7 @@ def _check_flags(values: dict) -> None:
     """InputError where a flag was given that its way of measuring does not read."""
     usual = {name: parameter.default for name, parameter in inspect.signature(main).parameters.items()}
     given = [name for name, value in values.items() if value != usual[name]]
-    way = next((way for way in _READ if way in given), "")
+    way = next((way for way in _READ if way.split(" ")[0] in given and way.endswith(values["suite"] or way)), "")
     for name in given:
         if name not in _READ[way]:
             beside = f"with --{way}" if way else "here"
@@ -240,10 +242,8 @@ def _target(console, model, weights, decoder, dtype, attention, name, share, jso
     return 0
 
 
-def _suite(console, name, dtype, attention, chunks, out) -> int:
+def _suite(console, kind, name, dtype, attention, chunks, out) -> int:
     """Measures a device with random weights; what could not be measured says why."""
-    from rich.table import Table
-
     from mgjax import loading
     from mgjax.eval import suite
 
@@ -251,13 +251,27 @@ def _suite(console, name, dtype, attention, chunks, out) -> int:
         raise InputError("--suite writes its figures into a folder: name it (--out)")
     out.mkdir(parents=True, exist_ok=True)
     found = loading.find(name, random_weights=True)
-    report = suite.measure(found.choose(dtype, attention), out, chunks=max(5, chunks), notify=console.print)
-    machine = report["machine"]
+    world = found.choose(dtype, attention)
+    if kind == "cpu":
+        report = suite.measure_cpu(world, out, notify=console.print)
+        tell = _tell_cpu
+    else:
+        report = suite.measure(world, out, chunks=max(5, chunks), notify=console.print)
+        tell = _tell_gpu
+    tell(console, report, f"{report['model']} on {report['machine']['device']}, jax {report['machine']['jax']}")
+    failed = {key: part for key, part in report.items() if isinstance(part, dict) and {"error", "left_out"} & set(part)}
+    for key, part in failed.items():
+        console.print(f"{key}: {part.get('error') or part['left_out']}")
+    return 1 if failed else 0
+
+
+def _tell_gpu(console, report: dict, title: str) -> None:
+    from rich.table import Table
+
     table = Table(
         "what", "sample / decode / commit", "frames a second: DiT, with decode, delivered", "memory", "compiled in",
-        title=f"{report['model']} on {machine['device']}, jax {machine['jax']}",
+        title=title,
     )  # fmt: skip
-    failed = {key: part for key, part in report.items() if isinstance(part, dict) and {"error", "left_out"} & set(part)}
     for key, part in report.items():
         if "part_s" in part:
             times = " / ".join(f"{1e3 * value:.1f} ms" for value in part["part_s"].values())
@@ -272,9 +286,17 @@ def _suite(console, name, dtype, attention, chunks, out) -> int:
         )
     if "relative_l2" in report.get("attention", {}):
         console.print(f"attention against the plain one: relative L2 {report['attention']['relative_l2']:.2e}")
-    for key, part in failed.items():
-        console.print(f"{key}: {part.get('error') or part['left_out']}")
-    return 1 if failed else 0
+
+
+def _tell_cpu(console, report: dict, title: str) -> None:
+    from rich.table import Table
+
+    table = Table("width x layers", "seconds", "GFLOP/s", "of one large product", "share", title=title)
+    for key, part in report.items():
+        if "share" in part:
+            rates = (f"{part[rate] / 1e9:.0f}" for rate in ("flops_per_s", "ceiling_flops_per_s"))
+            table.add_row(key, f"{part['time_s']:.2f}", *rates, f"{part['share']:.2f}")
+    console.print(table)
 
 
 def _cold(console, name, model, dtype, attention, decoder, trust_compiled, json) -> int:

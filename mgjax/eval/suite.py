@@ -1,5 +1,5 @@
-"""What a GPU gives, in one run of minutes: its ceilings, the parts of a chunk by decoder and number of streams, and how
-far its fast attention is from the plain one.
+"""What a device gives, in one run of minutes. Of a GPU: its ceilings, the parts of a chunk by decoder and number of
+streams, and how far its fast attention is from the plain one. Of a CPU: how much of what its products reach a DiT gets.
 
 Every figure is written the moment it is there, so that a run that is cut short leaves what it had measured.
 """
@@ -18,15 +18,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from mgjax import flops
-from mgjax.config import DecoderKind, VAEConfig
+from mgjax.config import DecoderKind, DType, VAEConfig
 from mgjax.eval import bench
 from mgjax.io.files import atomic_path
-from mgjax.models import vae
+from mgjax.models import dit, vae
 from mgjax.stream.session import Session
 from mgjax.types import ImageCondition
 from mgjax.world import Params, World
 
 FILE = "suite.json"
+_WIDTHS: tuple[tuple[int, int, DType], ...] = (
+    (256, 4, "float32"),
+    (256, 4, "bfloat16"),
+    (512, 8, "float32"),
+    (512, 8, "bfloat16"),
+)
 _STREAMS: tuple[tuple[DecoderKind, int], ...] = (("vae", 1), ("taehv", 1), ("taehv", 4), ("vae", 4))
 
 
@@ -35,22 +41,7 @@ def measure(
 ) -> dict:
     """All figures as one JSON-ready dict, also in `out`/suite.json. Weights and pictures are random: speed does not
     depend on them. What would begin after `seconds` is left out, and says so; so does what fails."""
-    began, report = time.monotonic(), {"model": world.cfg.name, "machine": bench.machine()}
-
-    def take(name: str, figure: Callable[[], dict]) -> None:
-        start = time.monotonic()
-        if start - began > seconds:
-            report[name] = {"left_out": f"{seconds:.0f} s were over"}
-        else:
-            notify(name)
-            try:
-                report[name] = figure()
-            except Exception as error:  # whatever a device answers: what else was measured is worth keeping
-                report[name] = {"error": f"{type(error).__name__}: {str(error)[:500]}"}
-            report[name]["took_s"] = round(time.monotonic() - start, 1)
-        with atomic_path(out / FILE) as path:
-            path.write_text(json.dumps(report, indent=1) + "\n")
-
+    take = _Report(world.cfg.name, out, seconds, notify)
     take("ceilings", ceilings)
     params = jax.block_until_ready(world.init(jax.random.key(0)))
     for decoder, streams in _STREAMS:
@@ -60,7 +51,82 @@ def measure(
         take("attention", lambda: attention_error(world, params))
     if isinstance(world.cfg.vae, VAEConfig):
         take("decoder forms", lambda: decoder_forms(world, params))
-    return report
+    return take.report
+
+
+class _Report:
+    """Figures under their names, on the disk the moment they are there."""
+
+    def __init__(self, model: str, out: Path, seconds: float, notify: Callable[[str], None]):
+        self.report = {"model": model, "machine": bench.machine()}
+        self._out, self._seconds, self._notify, self._began = out, seconds, notify, time.monotonic()
+
+    def __call__(self, name: str, figure: Callable[[], dict]) -> None:
+        start = time.monotonic()
+        if start - self._began > self._seconds:
+            self.report[name] = {"left_out": f"{self._seconds:.0f} s were over"}
+        else:
+            self._notify(name)
+            try:
+                self.report[name] = figure()
+            except Exception as error:  # whatever a device answers: what else was measured is worth keeping
+                self.report[name] = {"error": f"{type(error).__name__}: {str(error)[:500]}"}
+            self.report[name]["took_s"] = round(time.monotonic() - start, 1)
+        with atomic_path(self._out / FILE) as path:
+            path.write_text(json.dumps(self.report, indent=1) + "\n")
+
+
+def measure_cpu(world: World, out: Path, *, seconds: float = 480, notify: Callable[[str], None] = print) -> dict:
+    """As `measure`, of a CPU: networks shaped as the world's DiT at small widths, in both dtypes, their products a
+    second beside what one large product reaches before and after, for machines change their speed meanwhile."""
+    take = _Report(world.cfg.name, out, seconds, notify)
+    for width, layers, dtype in _WIDTHS:
+        take(f"{width} x {layers}, {dtype}", lambda of=(width, layers, dtype): share_of_ceiling(world, *of))
+    return take.report
+
+
+def share_of_ceiling(world: World, width: int, layers: int, dtype: DType) -> dict:
+    """Of the denoising passes of a chunk: seconds, products a second, and these as a share of one large product's."""
+    small = _narrow(world, width, layers, dtype)
+    params = jax.jit(lambda key: {"dit": dit.init(key, small.cfg.dit, small.dtype)})(jax.random.key(0))
+    state = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), small.state_shapes(1)._replace(decoder=None))
+    rows = jax.device_put(bench.seeded_script(small, 1, 1, 0)[0])
+    sample = small.programs().sample.of(small, params, state, rows)
+    before = _product(dtype)
+    time_s = _seconds(lambda: sample(params, state, rows), times=1)
+    ceiling = (before + _product(dtype)) / 2
+    work = flops.count(small.sample, params, state, rows)
+    rate = work / time_s
+    return {
+        "time_s": time_s,
+        "flops": work,
+        "flops_per_s": rate,
+        "ceiling_flops_per_s": ceiling,
+        "share": rate / ceiling,
+    }
+
+
+def _narrow(world: World, width: int, layers: int, dtype: DType) -> World:
+    """A world whose DiT has this width and depth, and else the proportions of the given one."""
+    net = world.cfg.dit
+    heads, action_heads = max(1, width // net.head_dim), max(1, round(net.action.num_heads * width / net.dim))
+    shape = {
+        "dim": width,
+        "num_heads": heads,
+        "ffn_dim": round(net.ffn_dim * width / net.dim),
+        "num_layers": layers,
+        "num_action_layers": round(net.num_action_layers * layers / net.num_layers),
+        "action": dataclasses.replace(net.action, num_heads=action_heads),
+    }
+    cfg = dataclasses.replace(world.cfg, dit=dataclasses.replace(net, **shape))
+    return dataclasses.replace(world, cfg=cfg, settings=dataclasses.replace(world.settings, dtype=dtype))
+
+
+def _product(dtype: DType, side: int = 4096) -> float:
+    """Products a second of one large product, summed in float32."""
+    a, b = jax.random.normal(jax.random.key(0), (2, side, side), jnp.dtype(dtype))
+    multiply = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
+    return 2 * side**3 / _seconds(lambda: multiply(a, b), times=2)
 
 
 def ceilings() -> dict:

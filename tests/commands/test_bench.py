@@ -80,7 +80,8 @@ def test_what_is_compiled_in_mid_stream_is_counted(mgjax, small_weights, tmp_pat
         (["--weights", "nowhere"], "there is no model nowhere"),
         (["--attention", "cudnn"], "needs an NVIDIA GPU"),
         (["--suite", "gpu", "--out", "x", "--batch", "4"], "--batch does nothing with --suite"),
-        (["--suite", "gpu", "--out", "x", "--json", "y"], "--json does nothing with --suite"),
+        (["--suite", "gpu", "--out", "x", "--json", "y"], "--json does nothing with --suite gpu"),
+        (["--suite", "cpu", "--out", "x", "--chunks", "9"], "--chunks does nothing with --suite cpu"),
         (["--target", "h200", "--trust-compiled"], "--trust-compiled does nothing with --target"),
         (["--players", "1", "--cold", "--target", "h200"], "--target does nothing with --players"),
         (["--seconds", "9"], "--seconds does nothing here"),
@@ -124,3 +125,22 @@ def test_a_suite_keeps_what_it_measured_and_says_what_failed(mgjax, tmp_path, mo
     found = loading.find("nano", random_weights=True).choose("float32", "xla")
     late = suite.measure(found, tmp_path, seconds=-1.0, notify=lambda name: None)
     assert late["ceilings"]["left_out"] == "-1 s were over"
+
+
+def test_a_cpus_share_is_of_a_product_of_the_same_run(mgjax, tmp_path, monkeypatch):
+    from mgjax.eval import suite
+
+    monkeypatch.setattr(suite, "_WIDTHS", ((32, 2, "float32"), (48, 1, "bfloat16"), (7, 1, "float32")))
+    rates = iter([4e9, 6e9, 1e9, 3e9])
+    monkeypatch.setattr(suite, "_product", lambda dtype: next(rates))
+    code, out, _ = mgjax("bench", "--suite", "cpu", "--model", "nano", "--out", tmp_path)
+    report = json.loads((tmp_path / "suite.json").read_text())
+    assert code == 1  # a width of 7 has no even heads
+    assert "does not split into" in report["7 x 1, float32"]["error"]
+    for key, ceiling in {"32 x 2, float32": 5e9, "48 x 1, bfloat16": 2e9}.items():
+        part = report[key]
+        assert part["ceiling_flops_per_s"] == ceiling
+        assert part["flops"] == pytest.approx(part["flops_per_s"] * part["time_s"])
+        assert part["share"] == pytest.approx(part["flops_per_s"] / ceiling)
+    assert report["32 x 2, float32"]["flops"] > report["48 x 1, bfloat16"]["flops"] > 1e6
+    assert "of one large product" in out
