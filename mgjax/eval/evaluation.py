@@ -19,8 +19,7 @@ from mgjax.data.store.dataset import Dataset
 from mgjax.errors import InputError
 from mgjax.eval import place, score
 from mgjax.eval.inverse import Inverted, Judge, given, keyboard_hits, mouse_hits
-from mgjax.eval.networks import Network
-from mgjax.eval.networks import measure as measure_by
+from mgjax.eval.networks import Network, ask
 from mgjax.eval.pose import PoseRegressor, cameras_of
 from mgjax.io.actions import load_actions
 from mgjax.loading import Model
@@ -158,7 +157,7 @@ def evaluate(
     others = {}
     for network in networks:
         say(f"asking {network.name}")
-        others[network.name] = {"kind": network.kind, **measure_by(network, both, fps, times)}
+        others[network.name] = {"kind": network.kind, **ask(network, both, fps, times)}
     figures = {
         "model": cfg.name,
         "clips": len(truth),

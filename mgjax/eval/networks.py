@@ -109,9 +109,7 @@ def _resized(pictures: Float[np.ndarray, "n h w 3"], size: tuple[int, int] | Non
     return np.clip(np.moveaxis(np.asarray(planes, np.float32), 1, -1), 0, 1)
 
 
-def measure(
-    network: Network, videos: dict[str, UInt8[np.ndarray, "b f h w 3"]], fps: int, frames: dict[str, int]
-) -> dict:
+def ask(network: Network, videos: dict[str, UInt8[np.ndarray, "b f h w 3"]], fps: int, frames: dict[str, int]) -> dict:
     """Of "world" and "recording", looked at once a second: a quality at the start, in the middle of the clip and at its
     end; how like features stay to those of the first picture, and, after so many `frames`, to the recording's; a
     distance from the recording after these; how far every picture is from what the network puts between its neighbours,

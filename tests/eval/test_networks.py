@@ -70,29 +70,29 @@ def test_what_each_says_is_known(files):
     world = np.repeat(recording[:, :1], 12, 1)  # a still picture
     videos = {"world": world, "recording": recording}
 
-    def ask(kind):
-        return networks.measure(networks.load(files[kind]), videos, 4, FRAMES)
+    def answers(kind):
+        return networks.ask(networks.load(files[kind]), videos, 4, FRAMES)
 
-    bright = ask("quality")
+    bright = answers("quality")
     assert list(bright) == ["at first", "in the middle", "at last"]
     first, last = recording[:, 0].mean() / 255, recording[:, -1].mean() / 255
     assert bright["at last"]["world"]["mean"] == pytest.approx(first, abs=1e-6)
     assert bright["at last"]["recording"]["mean"] == pytest.approx(last, abs=1e-6)
 
-    apart = ask("distance")
+    apart = answers("distance")
     assert apart["2 s"]["world"]["mean"] == pytest.approx(8 * 4 / 255, abs=1e-6)
     assert apart["2 s"]["world"] == apart["2 s"]["first picture"]
 
-    colours = ask("features")["2 s"]
+    colours = answers("features")["2 s"]
     assert colours["world to its first picture"]["mean"] == pytest.approx(1, abs=1e-6)
     assert colours["recording to its first picture"] == colours["world to recording"]
     assert 0.9 < colours["world to recording"]["mean"] < 1
 
-    between = ask("between")
+    between = answers("between")
     assert between["recording"]["mean"] == pytest.approx(0, abs=1e-6)  # it fades evenly
     jump = recording.copy()
     jump[:, 5] += 40
-    found = networks.measure(networks.load(files["between"]), {"world": jump, "recording": recording}, 4, FRAMES)
+    found = networks.ask(networks.load(files["between"]), {"world": jump, "recording": recording}, 4, FRAMES)
     # Of the pictures 1, 5 and 9 at which it looks, the fifth is 40 too light.
     assert found["world"]["mean"] == pytest.approx(40 / 255 / 3, abs=1e-5)
 
