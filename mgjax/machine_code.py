@@ -85,22 +85,26 @@ def read(path: Path) -> Callable | None:
 
 
 def make(path: Path, program: jax.stages.Lowered) -> Callable:
-    """Compiles a program, which must not have been compiled in this process, and keeps it in `path`; where it cannot be
-    kept, that costs time and nothing else.
+    """Compiles a program of `Program.lower_anew` and keeps it in `path`; where it cannot be kept, that costs time and
+    nothing else."""
+    compiled = compile_anew(program)
+    _keep(path, compiled)
+    return compiled
 
-    JAX's own cache has no part in it: what XLA:CPU has read from there it writes without its functions.
-    """
+
+def compile_anew(program: jax.stages.Lowered) -> jax.stages.Compiled:
+    """A program of `Program.lower_anew`, compiled by this process whatever JAX's own cache has: what XLA:CPU has read
+    from there it writes without its functions, and what is read of that fails when it runs."""
     name = "jax_enable_compilation_cache"
     with _COMPILING:
+        before = jax.config.jax_enable_compilation_cache
         jax.config.update(name, False)
         compilation_cache.reset_cache()
         try:
-            compiled = program.compile()
+            return program.compile()
         finally:
-            jax.config.update(name, True)
+            jax.config.update(name, before)
             compilation_cache.reset_cache()
-    _keep(path, compiled)
-    return compiled
 
 
 _COMPILING = threading.Lock()

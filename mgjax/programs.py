@@ -62,11 +62,12 @@ class Program:
             file = machine_code.file_name(self._name, self._options, fixed, named, structure, shapes)
             elsewhere = any(place not in (here, None) for place in places)  # NumPy's go to the default device
             found = plain if elsewhere else machine_code.read(folder / file)
-            self._found[key] = found or machine_code.make(folder / file, self._lower(*args, **named))
+            self._found[key] = found or machine_code.make(folder / file, self.lower_anew(*args, **named))
         return self._found.get(key, plain)
 
-    def _lower(self, *args: Any, **named: Any) -> jax.stages.Lowered:
-        """As `lower`, of a function that JAX has not met: nothing that it has in memory stands for it."""
+    def lower_anew(self, *args: Any, **named: Any) -> jax.stages.Lowered:
+        """As `lower`, of a function that JAX has not met: nothing that it has in memory stands for it
+        (`mgjax.machine_code.compile_anew`)."""
 
         @functools.wraps(self._function)
         def function(*args: Any, **named: Any) -> Any:

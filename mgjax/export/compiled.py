@@ -23,7 +23,7 @@ from jaxlib.version import __version__ as jaxlib_version
 
 from mgjax.export import artefact
 from mgjax.io.files import atomic_path
-from mgjax.machine_code import device_name
+from mgjax.machine_code import compile_anew, device_name
 from mgjax.programs import Program, Programs, programs
 from mgjax.types import Actions
 
@@ -53,7 +53,8 @@ def add(world: ExportedWorld, target: Target | None = None) -> int:
     for batch in world.manifest.batches:
         for name, shapes in arguments(world, batch).items():
             shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)
-            content, _, _ = serialize_executable.serialize(getattr(run, name).lower(world, *shapes).compile())
+            program = compile_anew(getattr(run, name).lower_anew(world, *shapes))
+            content, _, _ = serialize_executable.serialize(program)
             file = file_of(world.manifest, name, batch, device)
             with atomic_path(world.folder / file) as temporary:
                 temporary.write_bytes(content)

@@ -274,6 +274,40 @@ def test_machine_code_for_others_is_left_alone_and_what_is_not_taken_is_compiled
     assert exported.load(copy, trust_compiled=True).start(picture).step("wd")
 
 
+_PROCESS = """
+import sys
+import jax, numpy as np
+jax.config.update("jax_compilation_cache_dir", sys.argv[2])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+from mgjax.export import compiled, exported
+
+def frames(**how):
+    model = exported.load(sys.argv[1], **how)
+    picture = np.full((model.cfg.height, model.cfg.width, 3), 99, np.uint8)
+    session = model.start(picture, seed=1)
+    return [int(np.sum(session.step("w")[0], dtype=np.int64)) for _ in range(2)]
+
+if "add" in sys.argv[3:]:
+    compiled.add(exported.open_world(sys.argv[1]))
+print(frames(trust_compiled=True))
+"""
+
+
+def test_machine_code_is_of_this_process_whatever_jax_had(copy, tmp_path):
+    """What XLA:CPU read from JAX's own cache it writes without its functions: such machine code failed when it ran."""
+
+    def process(*how):
+        command = [sys.executable, "-W", "error::UserWarning", "-c", _PROCESS, str(copy), str(tmp_path / "jax"), *how]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    plain = process()
+    for _ in range(2):  # the second time JAX has what the first had compiled, if it was asked
+        assert process("add") == plain
+
+
 def test_machine_code_for_a_gpu_that_is_not_here(tmp_path, small, monkeypatch):
     monkeypatch.setenv("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     target = targets.find("h100_sxm")
