@@ -97,7 +97,7 @@ def compile_anew(program: jax.stages.Lowered) -> jax.stages.Compiled:
     from there it writes without its functions, and what is read of that fails when it runs."""
     name = "jax_enable_compilation_cache"
     with _COMPILING:
-        before = jax.config.jax_enable_compilation_cache
+        before = jax.config.values[name]
         jax.config.update(name, False)
         compilation_cache.reset_cache()
         try:
