@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -48,7 +49,7 @@ def test_it_is_kept_in_a_file_and_reads_in_pieces_what_it_reads_whole(tmp_path):
     np.testing.assert_array_equal(again.visits, own.visits)
     video = np.random.default_rng(0).integers(0, 256, (2, 150, 16, 24, 3), np.uint8)
     found = again.read(video)
-    position, direction = pose.read(own.params, SMALL, video.reshape(-1, 16, 24, 3))
+    position, direction = pose.read(own.params, SMALL, jnp.asarray(video.reshape(-1, 16, 24, 3)))
     np.testing.assert_allclose(found.position.reshape(-1, 3), position, atol=1e-4)  # of a box of 32; sums differ
     np.testing.assert_allclose(found.direction.reshape(-1, 3), direction, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found.direction, axis=-1), 1, atol=1e-5)
