@@ -129,10 +129,8 @@ def evaluate(
     zone = cfg.control.mouse_step / 4
 
     def hits(name, wanted):
-        return {
-            "keyboard": keyboard_hits(found[name], wanted),
-            "mouse": mouse_hits(found[name], wanted, zone, axes),
-        }
+        control = {"keyboard": keyboard_hits(found[name], wanted)}
+        return {**control, "mouse": mouse_hits(found[name], wanted, zone, axes)} if axes else control
 
     scored = {
         "world": hits("world", wanted),
@@ -165,11 +163,7 @@ def evaluate(
         "fps": fps,
         **({"streamed frames a second": len(made) * (made.shape[1] - 1) / seconds} if own else {}),
         "control": {
-            name: {
-                part: score.interval(values.mean(1))._asdict()
-                for part, values in parts.items()
-                if axes or part != "mouse"
-            }
+            name: {part: score.interval(values.mean(1))._asdict() for part, values in parts.items()}
             for name, parts in scored.items()
         },
         "control of the world, first and last seconds": {

@@ -41,7 +41,8 @@ class Copy:
         stage = path.parent.parent
         try:
             self._put(_files(path))
-            self._put([*(file for file in stage.iterdir() if file.is_file() and file.name != _SUMMARY), seal])
+            told = (file for file in _files(stage) if file.parent == stage and file.name != _SUMMARY)
+            self._put([*told, seal])
             for step in self.steps(stage.name):
                 name = path.with_name(f"{step:0{len(path.name)}d}")
                 if not name.is_dir():
@@ -145,7 +146,8 @@ class Copy:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".tmp"))
+    """All files of a folder but those that are being written (`mgjax.io.files.atomic_path`)."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and ".tmp" not in path.suffixes)
 
 
 def _step_of(key: str) -> int | None:
