@@ -93,9 +93,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def _die_at_write(number: int) -> None:
     """SIGKILL in the place of this process's file `number`."""
-    from mgjax.data.store import dataset
+    from mgjax.io import stores
 
-    write, written = dataset._write, 0
+    write, written = stores.write, 0
 
     def counted(*args):
         nonlocal written
@@ -104,7 +104,7 @@ def _die_at_write(number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         write(*args)
 
-    dataset._write = counted
+    stores.write = counted
 
 
 def main():
