@@ -132,7 +132,7 @@ def _check_flags(values: dict) -> None:
     """InputError where a flag was given that its way of measuring does not read."""
     usual = {name: parameter.default for name, parameter in inspect.signature(main).parameters.items()}
     given = [name for name, value in values.items() if value != usual[name]]
-    way = next((way for way in _READ if way.split(" ")[0] in given and way.endswith(values["suite"] or way)), "")
+    way = f"suite {values['suite']}" if values["suite"] else next((way for way in _READ if way in given), "")
     for name in given:
         if name not in _READ[way]:
             beside = f"with --{way}" if way else "here"

@@ -75,6 +75,8 @@ def main(
     if not data and not (beside / _RECORDINGS).is_dir():
         raise InputError(f"no recordings come with {model.source}: name some that it was not trained on (--data)")
     recordings = evaluation.read_recordings(data or str(beside / _RECORDINGS), model, clips, frames or None)
+    if (pose or pose_data) and recordings.cameras is None:
+        raise InputError("the recordings do not say where the camera was: a pose regressor has nothing to compare")
     others = [load_network(Path(path)) for path in networks]
     if judge or (own.is_file() and not judge_data):
         found = Judge.load(Path(judge) if judge else own)
@@ -98,10 +100,6 @@ def main(
             regressor.save(Path(out) / _POSE)
     elif pose or (beside / _POSE).is_file():
         regressor = PoseRegressor.load(Path(pose) if pose else beside / _POSE)
-    if regressor is not None and recordings.cameras is None:
-        if pose or pose_data:
-            raise InputError("the recordings do not say where the camera was: a pose regressor has nothing to compare")
-        regressor = None
     other = evaluation.read_videos(videos, recordings) if videos else None
     made = evaluation.evaluate(model, recordings, found, print, made=other, regressor=regressor, networks=others)
     _print(made.figures)
