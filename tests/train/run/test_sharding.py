@@ -16,7 +16,7 @@ from mgjax.sharding import AXES, RULES, check_batch, make_mesh, spec
 from mgjax.train_config import MeshConfig
 
 MESHES = ((1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2))
-STAGES = ("vae", "foundation", "causal", "few_step", "self_forcing", "long")
+STAGES = ("vae", "taehv", "foundation", "causal", "few_step", "self_forcing", "long")
 
 PROGRAM = """
 import dataclasses, os, sys
@@ -26,9 +26,9 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np
 from mgjax import sharding, train_config as T
-from mgjax.config import ActionConfig, CLIPConfig, DiTConfig, VAEConfig, WorldConfig
-from mgjax.models import dit
-from mgjax.train.stages import make_stage
+from mgjax.config import ActionConfig, CLIPConfig, DiTConfig, TAEHVConfig, VAEConfig, WorldConfig
+from mgjax.models import dit, taehv, vae
+from mgjax.train.stages import RECORDS, make_stage
 from mgjax.train.run.loop import abstract_state, jit_turns
 from mgjax.train.run.plan import count_collectives
 
@@ -40,11 +40,13 @@ world = WorldConfig(
                   action=ActionConfig(num_heads=2, head_dim=16, embed_dim=8)),
     vae=VAEConfig(dim=4, multipliers=(1, 1, 2, 2), num_res_blocks=1, latent_channels=4, latent_mean=(0.0,) * 4,
                   latent_std=(1.0,) * 4),
+    taehv=TAEHVConfig(decoder_widths=(8, 8, 8, 8), encoder_width=8, latent_channels=4),
     clip=CLIPConfig(image_size=28, patch=14, dim=8, num_heads=2, num_layers=1),
 )
 common = dict(batch=8, dtype="float32", optimizer=T.OptimizerConfig(learning_rate=1e-3, eps=1e-3))
 stage_cfg = {
     "vae": lambda: T.VAEStage(frames=13, **common),
+    "taehv": lambda: T.VAEStage(frames=13, **common),
     "foundation": lambda: T.FoundationStage(latents=6, num_action_layers=None, **common),
     "causal": lambda: T.CausalStage(latents=6, **common),
     "few_step": lambda: T.FewStepStage(latents=6, grid=6, **common),
@@ -61,10 +63,15 @@ rng = np.random.default_rng(0)
 draw = lambda leaf: rng.normal(size=leaf.shape).astype(np.float32)
 shapes = jax.eval_shape(lambda k: dit.init(k, world.dit), jax.random.key(0))
 weights = jax.tree.map(lambda leaf: (leaf.shape[0] ** -0.5 if leaf.ndim > 1 else 0.2) * draw(leaf), shapes)
-given = {} if name == "vae" else {"dit": weights, "teacher": jax.tree.map(lambda leaf: leaf + 0.01, weights)}
-given = given if name in ("self_forcing", "long") else {k: v for k, v in given.items() if k == "dit"}
+pretrained = {"dit": weights, "teacher": jax.tree.map(lambda leaf: leaf + 0.01, weights)}
+if name == "taehv":  # noise on what begins at zero, or nothing of what comes before it had a gradient
+    noisy = lambda leaf: leaf + 0.05 * draw(leaf)
+    pretrained |= {"vae": vae.init(jax.random.key(0), world.vae),
+                   "taehv": jax.tree.map(noisy, taehv.init(jax.random.key(0), world.taehv))}
+given = {part: pretrained[part] for part in RECORDS[name].needs if part in pretrained}
 batch = jax.tree.map(draw, stage.batch_spec(8))
-if name == "vae":  # a ramp that no picture made meets: where both are equal the gradient of their difference jumps
+if RECORDS[name].reads == "video":
+    # A ramp that no picture made meets: where both are equal the gradient of their difference jumps.
     ramp = 2 + np.indices(batch.video.shape[2:4]).sum(0)[..., None]
     batch = batch._replace(video=np.float32(ramp + 0.05 * batch.video))
 start = jax.device_get(jax.jit(lambda g: stage.init(jax.random.key(0), g))(given))
