@@ -30,9 +30,9 @@ _AUTO = (AxisType.Auto,) * len(AXES)
 # First match wins. A row that begins with ... names an array's last axes: a stacked leaf needs no row of its own.
 RULES: tuple[tuple[str, tuple], ...] = (
     (r"^stream/", (BATCH,)),
-    (r"(^|/)(o|out|mlp_out|embed_out)/kernel(/a)?$", (..., "tensor", "fsdp")),
+    (r"(^|/)(o|out|mlp_out|embed_out)/kernel(/a|/frozen)?$", (..., "tensor", "fsdp")),
     (r"/kernel/b$", (..., None, "fsdp")),
-    (r"(^|/)kernel(/a)?$", (..., "fsdp", "tensor")),
+    (r"(^|/)kernel(/a|/frozen)?$", (..., "fsdp", "tensor")),
     (r"", ()),
 )
 

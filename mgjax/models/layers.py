@@ -3,7 +3,7 @@
 import math
 import re
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -34,8 +34,25 @@ class Norm(nn.Module):
         return (scale, self.param("bias", declared, (self.dim,))) if self.bias else (scale,)
 
 
+class Adapted(NamedTuple):
+    """A kernel and what is added to it, as its two low-rank factors (arXiv:2106.09685): frozen + a @ b, which is never
+    formed. It stands where a `Dense` or `JoinDense` has its kernel."""
+
+    frozen: Float[Array, "i o"]
+    a: Float[Array, "i r"]
+    b: Float[Array, "r o"]
+
+
+def _linear(x: Array, kernel: Array | Adapted, bias: Array | None, rows: slice, dtype) -> Array:
+    """x @ kernel[rows] + bias in `dtype`, by `mgjax.ops.products.linear`."""
+    x, kernel, bias = jax.tree.map(lambda leaf: leaf.astype(dtype), (x, kernel, bias))
+    if not isinstance(kernel, Adapted):
+        return linear(x, kernel[rows], bias)
+    return linear(x, kernel.frozen[rows], bias) + linear(linear(x, kernel.a[rows]), kernel.b)
+
+
 class Dense(nn.Module):
-    """x @ kernel + bias in `dtype`, by `mgjax.ops.products.linear`."""
+    """x @ kernel + bias in `dtype`."""
 
     features: int
     use_bias: bool = True
@@ -45,7 +62,7 @@ class Dense(nn.Module):
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", declared, (x.shape[-1], self.features))
         bias = self.param("bias", declared, (self.features,)) if self.use_bias else None
-        return linear(*(part if part is None else part.astype(self.dtype) for part in (x, kernel, bias)))
+        return _linear(x, kernel, bias, slice(None), self.dtype)
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -62,9 +79,10 @@ class JoinDense(nn.Module):
     @nn.compact
     def __call__(self, x: Array, y: Array) -> Array:
         shape = (x.shape[-1] + y.shape[-1], self.features)
-        kernel = self.param("kernel", declared, shape).astype(self.dtype)
-        bias = self.param("bias", declared, (self.features,)).astype(self.dtype)
-        return linear(x, kernel[: x.shape[-1]]) + linear(y.astype(self.dtype), kernel[x.shape[-1] :], bias)
+        kernel = self.param("kernel", declared, shape)
+        bias = self.param("bias", declared, (self.features,))
+        of_x, of_y = slice(x.shape[-1]), slice(x.shape[-1], None)
+        return _linear(x, kernel, None, of_x, self.dtype) + _linear(y, kernel, bias, of_y, self.dtype)
 
 
 def create(shapes: dict, key: PRNGKeyArray, dtype=jnp.float32, zero: str = "(?!)") -> dict:

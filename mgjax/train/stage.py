@@ -30,7 +30,7 @@ class TrainState(NamedTuple):
     opt_state: Any
     ema: Params | None = None  # float32, of `params`
     base: Params | None = None  # frozen, what LoRA's factors are added to
-    teacher: Params | None = None  # frozen
+    teacher: Params | None = None  # frozen; None where it is `base`
     critic: Params | None = None  # trained, float32; factors on `teacher` where LoRA trains
     critic_opt_state: Any = None
     stream: Any = None  # the rollouts that long tuning keeps alive

@@ -83,14 +83,14 @@ def distillation(cfg: SelfForcingStage, net: Network, shift: float) -> Distillat
 
     def hold(state: TrainState) -> Held:
         return Held(
-            generator=gather.once(lambda: tune.merge(state.params, state.base)),
-            critic=gather.once(lambda: tune.merge(state.critic, state.teacher)),
+            generator=gather.once(lambda: tune.adapt(state.params, state.base)),
+            critic=gather.once(lambda: tune.adapt(state.critic, state.teacher)),
             teacher=gather.once(lambda: state.teacher),
             frozen=state.teacher,
         )
 
     def trained(params: Params, state: TrainState, held: Held) -> Params:
-        return gather.trained(tune.merge(params, state.base), held.generator)
+        return gather.trained(tune.adapt(params, state.base), held.generator)
 
     def generator_loss(held: Held, x, clips: ClipBatch, score: Score, start: Int[Array, ""] | int = 0, weight=None):
         velocity = bidirectional(net, start)
@@ -106,7 +106,7 @@ def distillation(cfg: SelfForcingStage, net: Network, shift: float) -> Distillat
         return dmd_loss(x, fake, real, weight), {"score_gap": jnp.abs(fake - real).mean()}
 
     def loss_of_critic(held: Held, critic, x, clips: ClipBatch, score: Score, start=0, weight=None):
-        weights = gather.trained(tune.merge(critic, held.frozen), held.critic)
+        weights = gather.trained(tune.adapt(critic, held.frozen), held.critic)
         velocity = bidirectional(net, start)(weights, noised(x, score), score.sigma, clips)
         return critic_loss(velocity, x, score, weight), {}
 
@@ -127,8 +127,8 @@ def distillation(cfg: SelfForcingStage, net: Network, shift: float) -> Distillat
             told |= {f"generator_{name}": value for name, value in {**metrics, **norm}.items()}
         return after, told
 
-    def weights(state: TrainState) -> Params:
-        return tune.merge(state.params if state.ema is None else state.ema, state.base)
+    def handed_on(state: TrainState) -> Params:
+        return state.params if state.ema is None else state.ema
 
     return Distillation(
         init=init,
@@ -139,8 +139,8 @@ def distillation(cfg: SelfForcingStage, net: Network, shift: float) -> Distillat
         critic_loss=loss_of_critic,
         turns=turns,
         step=step,
-        weights=weights,
-        export=lambda state: {"dit": dit.unstack(weights(state), net.dit)},
+        weights=lambda state: tune.adapt(handed_on(state), state.base),
+        export=lambda state: {"dit": dit.unstack(tune.merge(handed_on(state), state.base), net.dit)},
     )
 
 

@@ -51,16 +51,16 @@ def fit_stage(
             opt_state=optimizer.init(params),
             ema=start_ema(cfg.ema, params),
             base=base,
-            teacher=jax.tree.map(jnp.copy, weights) if teacher else None,
+            teacher=jax.tree.map(jnp.copy, weights) if teacher and base is None else None,
         )
 
     def step(state, batch):
-        seen = gather.once(lambda: tune.merge(state.params, state.base))
-        frozen = {"teacher": state.teacher, "ema": state.ema if cfg.lora is None else None}
+        seen = gather.once(lambda: tune.adapt(state.params, state.base))
+        frozen = {"teacher": state.teacher, "ema": state.ema} if state.base is None else {"teacher": state.base}
         held = state._replace(**{name: gather.once(lambda w=w: w)() for name, w in frozen.items() if w is not None})
 
         def part(params, piece):
-            return loss(gather.trained(tune.merge(params, state.base), seen), held, piece)
+            return loss(gather.trained(tune.adapt(params, state.base), seen), held, piece)
 
         grads, metrics = gradients(part, state.params, (batch, draw(state, batch)), cfg.accumulate)
         params, opt_state, norm = update(optimizer, grads, state.params, state.opt_state)
@@ -68,16 +68,16 @@ def fit_stage(
         state = state._replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
         return state, {**metrics, **norm}
 
-    def weights_of(state):
-        return tune.merge(state.params if state.ema is None else state.ema, state.base)
+    def handed_on(state):
+        return state.params if state.ema is None else state.ema
 
     return Stage(
         name=name,
         init=init,
         turns=(step,),
         batch_spec=lambda batch: clip_spec(world, batch, cfg.clip_latents),
-        evaluate=lambda state, batch: evaluate(weights_of(state), batch),
-        export=lambda state: {"dit": dit.unstack(weights_of(state), net)},
+        evaluate=lambda state, batch: evaluate(tune.adapt(handed_on(state), state.base), batch),
+        export=lambda state: {"dit": dit.unstack(tune.merge(handed_on(state), state.base), net)},
         prepare=prepare,
     )
 

@@ -1,17 +1,19 @@
 """Low-rank adaptation (arXiv:2106.09685): W = W0 + alpha / rank * A B, with A random and B zero at the start.
 
-Full fine-tuning and LoRA differ in two functions, so a stage is written once: what is trained, and what weights that
-makes.
+Full fine-tuning and LoRA differ in three functions, so a stage is written once: what is trained, what networks compute
+with, and what weights are handed on. Networks compute x W0 + (x A) B: no W is formed, and no gradient of its size.
 """
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from mgjax.models.layers import Adapted
 from mgjax.train.stage import Params
 from mgjax.train_config import LoRAConfig
 
@@ -19,11 +21,17 @@ from mgjax.train_config import LoRAConfig
 class Tuning(NamedTuple):
     start: Callable[[PRNGKeyArray, Params], tuple[Params, Params | None]]
     """(key, weights) -> (what is trained, what stays frozen)"""
+    adapt: Callable[[Params, Params | None], Params]
+    """(trained, frozen) -> weights that a network computes with, whose targets are `Adapted`"""
     merge: Callable[[Params, Params | None], Params]
-    """(trained, frozen) -> weights"""
+    """(trained, frozen) -> weights as any network has them"""
 
 
-FULL = Tuning(start=lambda key, weights: (weights, None), merge=lambda trained, frozen: trained)
+def _trained(trained: Params, frozen: None) -> Params:
+    return trained
+
+
+FULL = Tuning(start=lambda key, weights: (weights, None), adapt=_trained, merge=_trained)
 
 
 def tuning(cfg: LoRAConfig | None) -> Tuning:
@@ -45,13 +53,14 @@ def tuning(cfg: LoRAConfig | None) -> Tuning:
             raise ValueError(f"LoRA targets {cfg.targets!r} match no parameter")
         return factors, weights
 
-    def merge(factors, weights):
-        def merged(path, leaf):
+    def with_factors(combine, factors, weights):
+        def leaf_of(path, leaf):
             factor = factors.get(jax.tree_util.keystr(path, simple=True, separator="/"))
-            if factor is None:
-                return leaf
-            return (leaf + cfg.alpha / cfg.rank * (factor["a"] @ factor["b"])).astype(leaf.dtype)
+            return leaf if factor is None else combine(leaf, factor["a"], cfg.alpha / cfg.rank * factor["b"])
 
-        return jax.tree_util.tree_map_with_path(merged, weights)
+        return jax.tree_util.tree_map_with_path(leaf_of, weights)
 
-    return Tuning(start, merge)
+    def merged(leaf, a, b):
+        return (leaf + a @ b).astype(leaf.dtype)
+
+    return Tuning(start, partial(with_factors, Adapted), partial(with_factors, merged))

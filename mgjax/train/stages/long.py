@@ -84,7 +84,7 @@ def make_stage(cfg: LongStage, world: WorldConfig) -> Stage:
 
     def init(key, pretrained):
         state = distil.init(key, pretrained)
-        return state._replace(stream=empty(tune.merge(state.params, state.base), cfg.batch))
+        return state._replace(stream=empty(tune.adapt(state.params, state.base), cfg.batch))
 
     def step(both, state, clips):
         batch, held = clips.features.shape[0], distil.hold(state)
