@@ -8,6 +8,7 @@ import pytest
 
 from mgjax import flops
 from mgjax.commands._config import read_config
+from mgjax.ops.products import linear
 from mgjax.sharding import make_mesh
 from mgjax.train.run import plan
 from mgjax.train.run.loop import abstract_state
@@ -62,6 +63,9 @@ def test_flops_of_products_loops_and_branches():
     assert flops.count(lambda x, w: jax.lax.cond(x.sum() > 0, lambda: (x @ w) @ w.T, lambda: x), x, w) == 2 * product
     # The loss needs one product more for each of the two gradients.
     assert flops.count(jax.grad(lambda x, w: (x @ w).sum() ** 2, argnums=(0, 1)), x, w) == 3 * product
+    # The gradient of a weight that is not trained is traced by a rule of one's own, and nobody asks for it.
+    summed = lambda x, w: jax.lax.scan(lambda c, _: (linear(c, w), None), x, None, 6)[0].sum() ** 2  # noqa: E731
+    assert flops.count(jax.grad(summed), x, w[:, :5]) == 2 * 6 * 2 * 3 * 4 * 5 * 5
     image, kernel = jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 10))
 
     def convolve(x, kernel):
