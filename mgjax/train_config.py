@@ -53,7 +53,7 @@ class LoRAConfig:
 
     rank: int = 64
     alpha: float = 64.0
-    targets: str = r"(attention/(q|k|v|o)|ffn/(in|out)|action/.*)/kernel"  # regex on parameter paths
+    targets: str = r"(attention/(q|k|v|o)|ffn/(in|out)|action/.*)/kernel"  # regex on paths of kernels
 
 
 @dataclass(frozen=True)

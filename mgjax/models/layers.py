@@ -43,12 +43,19 @@ class Adapted(NamedTuple):
     b: Float[Array, "r o"]
 
 
-def _linear(x: Array, kernel: Array | Adapted, bias: Array | None, rows: slice, dtype) -> Array:
-    """x @ kernel[rows] + bias in `dtype`, by `mgjax.ops.products.linear`."""
+def _linear(x: Array, kernel: Array | Adapted, bias: Array | None, dtype) -> Array:
+    """x @ kernel + bias in `dtype`, by `mgjax.ops.products.linear`."""
     x, kernel, bias = jax.tree.map(lambda leaf: leaf.astype(dtype), (x, kernel, bias))
-    if not isinstance(kernel, Adapted):
-        return linear(x, kernel[rows], bias)
-    return linear(x, kernel.frozen[rows], bias) + linear(linear(x, kernel.a[rows]), kernel.b)
+    if isinstance(kernel, Adapted):
+        return linear(x, kernel.frozen, bias) + linear(linear(x, kernel.a), kernel.b)
+    return linear(x, kernel, bias)
+
+
+def _inputs(kernel: Array | Adapted, rows: slice) -> Array | Adapted:
+    """The part of `kernel` for some of its inputs."""
+    if isinstance(kernel, Adapted):
+        return kernel._replace(frozen=kernel.frozen[rows], a=kernel.a[rows])
+    return kernel[rows]
 
 
 class Dense(nn.Module):
@@ -62,7 +69,7 @@ class Dense(nn.Module):
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", declared, (x.shape[-1], self.features))
         bias = self.param("bias", declared, (self.features,)) if self.use_bias else None
-        return _linear(x, kernel, bias, slice(None), self.dtype)
+        return _linear(x, kernel, bias, self.dtype)
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -81,8 +88,8 @@ class JoinDense(nn.Module):
         shape = (x.shape[-1] + y.shape[-1], self.features)
         kernel = self.param("kernel", declared, shape)
         bias = self.param("bias", declared, (self.features,))
-        of_x, of_y = slice(x.shape[-1]), slice(x.shape[-1], None)
-        return _linear(x, kernel, None, of_x, self.dtype) + _linear(y, kernel, bias, of_y, self.dtype)
+        of_x, of_y = _inputs(kernel, slice(x.shape[-1])), _inputs(kernel, slice(x.shape[-1], None))
+        return _linear(x, of_x, None, self.dtype) + _linear(y, of_y, bias, self.dtype)
 
 
 def create(shapes: dict, key: PRNGKeyArray, dtype=jnp.float32, zero: str = "(?!)") -> dict:

@@ -16,7 +16,7 @@ from mgjax.train.parts.network import cast
 from mgjax.train.stage import Params
 from mgjax.train_config import Gather
 
-Weights = Callable[[], Params]  # a function, so that what is merged of low-rank factors can be where it is used
+Weights = Callable[[], Params]  # a function: low-rank factors are scaled where they are used
 
 
 class Gathering(NamedTuple):

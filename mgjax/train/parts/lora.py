@@ -44,13 +44,13 @@ def tuning(cfg: LoRAConfig | None) -> Tuning:
         factors = {}
         for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            if not target.search(name):
+            if path[-1].key != "kernel" or not target.search(name):
                 continue
             *layers, width, out = leaf.shape
             a = jax.random.normal(jax.random.fold_in(key, len(factors)), (*layers, width, cfg.rank)) * width**-0.5
             factors[name] = {"a": a, "b": jnp.zeros((*layers, cfg.rank, out))}
         if not factors:
-            raise ValueError(f"LoRA targets {cfg.targets!r} match no parameter")
+            raise ValueError(f"LoRA targets {cfg.targets!r} match no kernel")
         return factors, weights
 
     def with_factors(combine, factors, weights):
