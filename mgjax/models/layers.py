@@ -43,7 +43,7 @@ class Adapted(NamedTuple):
     b: Float[Array, "r o"]
 
 
-def _linear(x: Array, kernel: Array | Adapted, bias: Array | None, dtype) -> Array:
+def _linear(x: Array, kernel: jax.typing.ArrayLike | Adapted, bias: jax.typing.ArrayLike | None, dtype) -> Array:
     """x @ kernel + bias in `dtype`, by `mgjax.ops.products.linear`."""
     x, kernel, bias = jax.tree.map(lambda leaf: leaf.astype(dtype), (x, kernel, bias))
     if isinstance(kernel, Adapted):
@@ -51,7 +51,7 @@ def _linear(x: Array, kernel: Array | Adapted, bias: Array | None, dtype) -> Arr
     return linear(x, kernel, bias)
 
 
-def _inputs(kernel: Array | Adapted, rows: slice) -> Array | Adapted:
+def _inputs(kernel: jax.typing.ArrayLike | Adapted, rows: slice) -> jax.typing.ArrayLike | Adapted:
     """The part of `kernel` for some of its inputs."""
     if isinstance(kernel, Adapted):
         return kernel._replace(frozen=kernel.frozen[rows], a=kernel.a[rows])

@@ -82,6 +82,7 @@ def test_control_is_told_by_how_often_a_place_was_shown():
     assert groups[0]["visits"][1] <= groups[1]["visits"][0]
 
 
+@pytest.mark.slow
 def test_it_learns_where_the_clips_of_rooms_were_taken():
     """By heart, of one clip in few steps: enough to see that position and direction are fitted and visits counted."""
     losses = []

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
+from mgjax import flops
 from mgjax.config import Settings
 from mgjax.models import dit
 from mgjax.train.parts.lora import tuning
@@ -27,15 +28,20 @@ def _quick():
 
 @pytest.fixture(scope="module")
 def world():
-    return tiny.world(dim=64, num_heads=4, ffn_dim=128, num_action_layers=1)
+    return tiny.world(num_action_layers=1)
 
 
 @pytest.fixture(scope="module")
 def tuned(world):
     """(how to compute, factors that have moved, what they are added to), of every kernel there is."""
     tune = tuning(LoRAConfig(rank=2, alpha=3.0, targets="kernel$"))
-    factors, base = tune.start(jax.random.key(0), dit.stack(tiny.weights(world), world.dit))
-    return tune, jax.tree.map(lambda leaf: leaf + 0.1 * tiny.normal(leaf.size, *leaf.shape), factors), base
+
+    @jax.jit
+    def moved(key, weights):
+        factors, base = tune.start(key, dit.stack(weights, world.dit))
+        return jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(key, leaf.shape), factors), base
+
+    return tune, *moved(jax.random.key(0), tiny.weights(world))
 
 
 def test_the_loss_and_its_gradient_are_those_of_merged_weights(world, tuned):
@@ -79,7 +85,6 @@ def test_a_step_computes_no_gradient_of_kernels_that_are_not_trained(world):
     def operations(lora):
         cfg = FoundationStage(batch=2, latents=FRAMES, num_action_layers=None, dtype="float32", lora=lora)
         stage = foundation.make_stage(cfg, world)
-        state = jax.eval_shape(stage.init, jax.random.key(0), {})
-        return jax.jit(stage.step).lower(state, stage.batch_spec(2)).compile().cost_analysis()["flops"]
+        return flops.count(stage.step, jax.eval_shape(stage.init, jax.random.key(0), {}), stage.batch_spec(2))
 
-    assert operations(LoRAConfig(rank=1)) < 0.9 * operations(None)
+    assert operations(LoRAConfig(rank=1)) < 0.8 * operations(None)

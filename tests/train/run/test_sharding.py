@@ -123,10 +123,8 @@ def test_t5_1_one_step_on_eight_devices_equals_one(stage, mesh):
     assert moved > 1e-5
 
 
-@pytest.mark.parametrize(
-    "stage",
-    ["causal", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("few_step", "self_forcing", "long"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["causal", "few_step", "self_forcing", "long"])
 def test_weights_that_are_gathered_once_a_step_give_the_same_step_for_fewer_bytes(stage):
     """The bound is T5.1's. Beside weights, which layers gather once a pass, nothing of this step's is gathered."""
     _, moved, before, after = _on_devices(stage, "step", (1, 8, 1, 1))

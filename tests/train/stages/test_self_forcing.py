@@ -150,6 +150,7 @@ def test_t3_12_the_replay_gives_the_rollouts_latents(student, rolled, exit):
     np.testing.assert_allclose(x, clip_of(rolled[exit].latents), atol=ROUNDING)
 
 
+@pytest.mark.slow
 def test_t3_17_parallel_replay_is_the_sequential_gradient(student, rolled):
     made, sigma = rolled[1], jnp.float32(student.levels[1])
 
