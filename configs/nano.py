@@ -39,7 +39,7 @@ def config() -> TrainConfig:
     def adam(rate: float, decay: float = 0.6, **changes) -> OptimizerConfig:
         return OptimizerConfig(**{"learning_rate": rate, "decay": decay, "b2": 0.99, "warmup": 20, **changes})
 
-    pixels = {"dtype": "float32", "batch": 4, "frames": 17, "crop": (32, 48), "kl_weight": 1e-3}
+    pixels = {"dtype": "float32", "batch": 4, "frames": 17, "crop": (32, 48), "kl_weight": 2e-3}
     autoencoder = {**pixels, "ema": EMAConfig(decay=0.98, start=50)}
     distilled = {**small, "latents": 6, "ratio": 5, "critic": adam(3e-4, b1=0.0)}
     return TrainConfig(
