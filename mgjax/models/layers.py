@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from mgjax.ops.products import linear
@@ -43,7 +44,7 @@ class Adapted(NamedTuple):
     b: Float[Array, "r o"]
 
 
-def _linear(x: Array, kernel: jax.typing.ArrayLike | Adapted, bias: jax.typing.ArrayLike | None, dtype) -> Array:
+def _linear(x: Array, kernel: Array | np.ndarray | Adapted, bias: Array | np.ndarray | None, dtype) -> Array:
     """x @ kernel + bias in `dtype`, by `mgjax.ops.products.linear`."""
     x, kernel, bias = jax.tree.map(lambda leaf: leaf.astype(dtype), (x, kernel, bias))
     if isinstance(kernel, Adapted):
@@ -51,7 +52,7 @@ def _linear(x: Array, kernel: jax.typing.ArrayLike | Adapted, bias: jax.typing.A
     return linear(x, kernel, bias)
 
 
-def _inputs(kernel: jax.typing.ArrayLike | Adapted, rows: slice) -> jax.typing.ArrayLike | Adapted:
+def _inputs(kernel: Array | np.ndarray | Adapted, rows: slice) -> Array | np.ndarray | Adapted:
     """The part of `kernel` for some of its inputs."""
     if isinstance(kernel, Adapted):
         return kernel._replace(frozen=kernel.frozen[rows], a=kernel.a[rows])

@@ -35,6 +35,11 @@ class TrainState(NamedTuple):
     critic_opt_state: Any = None
     stream: Any = None  # the rollouts that long tuning keeps alive
 
+    @property
+    def handed_on(self) -> Params:
+        """Of `params`, what a stage's result is made of: their EMA where there is one."""
+        return self.params if self.ema is None else self.ema
+
 
 class Stage(NamedTuple):
     """One stage of the ladder; its functions are pure and meant to be jitted, `turns` with their state donated."""

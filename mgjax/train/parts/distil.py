@@ -127,9 +127,6 @@ def distillation(cfg: SelfForcingStage, net: Network, shift: float) -> Distillat
             told |= {f"generator_{name}": value for name, value in {**metrics, **norm}.items()}
         return after, told
 
-    def handed_on(state: TrainState) -> Params:
-        return state.params if state.ema is None else state.ema
-
     return Distillation(
         init=init,
         draw=draw,
@@ -139,8 +136,8 @@ def distillation(cfg: SelfForcingStage, net: Network, shift: float) -> Distillat
         critic_loss=loss_of_critic,
         turns=turns,
         step=step,
-        weights=lambda state: tune.adapt(handed_on(state), state.base),
-        export=lambda state: {"dit": dit.unstack(tune.merge(handed_on(state), state.base), net.dit)},
+        weights=lambda state: tune.adapt(state.handed_on, state.base),
+        export=lambda state: {"dit": dit.unstack(tune.merge(state.handed_on, state.base), net.dit)},
     )
 
 

@@ -68,16 +68,13 @@ def fit_stage(
         state = state._replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
         return state, {**metrics, **norm}
 
-    def handed_on(state):
-        return state.params if state.ema is None else state.ema
-
     return Stage(
         name=name,
         init=init,
         turns=(step,),
         batch_spec=lambda batch: clip_spec(world, batch, cfg.clip_latents),
-        evaluate=lambda state, batch: evaluate(tune.adapt(handed_on(state), state.base), batch),
-        export=lambda state: {"dit": dit.unstack(tune.merge(handed_on(state), state.base), net)},
+        evaluate=lambda state, batch: evaluate(tune.adapt(state.handed_on, state.base), batch),
+        export=lambda state: {"dit": dit.unstack(tune.merge(state.handed_on, state.base), net)},
         prepare=prepare,
     )
 

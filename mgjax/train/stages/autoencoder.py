@@ -237,9 +237,6 @@ def _stage(cfg: VAEStage, world: WorldConfig, name: str, start, draw, loss, eval
         state = state._replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
         return state, {**metrics, **norm}
 
-    def weights(state):
-        return state.params if state.ema is None else state.ema
-
     def batch_spec(batch):
         return VideoBatch(jax.ShapeDtypeStruct((batch, cfg.frames, world.height, world.width, 3), jnp.float32))
 
@@ -248,6 +245,6 @@ def _stage(cfg: VAEStage, world: WorldConfig, name: str, start, draw, loss, eval
         init=init,
         turns=(step,),
         batch_spec=batch_spec,
-        evaluate=lambda state, batch: evaluate(weights(state), state, batch),
-        export=lambda state: {name: weights(state)},
+        evaluate=lambda state, batch: evaluate(state.handed_on, state, batch),
+        export=lambda state: {name: state.handed_on},
     )

@@ -96,7 +96,7 @@ def _consistency(cfg: FewStepStage, world: WorldConfig, net: Network) -> Stage:
     tune = tuning(cfg.lora)
 
     def target_of(state):
-        return tune.adapt(state.params if state.ema is None else state.ema, state.base)
+        return tune.adapt(state.handed_on, state.base)
 
     def draw(state, clips):
         return Draws(

@@ -20,12 +20,6 @@ from mgjax.world import World
 FRAMES = 4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    with tiny.quick_compilation():
-        yield
-
-
 @pytest.fixture(scope="module")
 def world():
     return tiny.world(num_action_layers=1)
