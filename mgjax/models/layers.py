@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from mgjax.ops.convolution import conv3x3, strided3x3
 from mgjax.ops.products import linear
 
 declared = nn.initializers.zeros
@@ -71,6 +72,23 @@ class Dense(nn.Module):
         kernel = self.param("kernel", declared, (x.shape[-1], self.features))
         bias = self.param("bias", declared, (self.features,)) if self.use_bias else None
         return _linear(x, kernel, bias, self.dtype)
+
+
+class Conv(nn.Module):
+    """3 x 3 convolution of pictures [*, h, w, c] in their dtype, zeros beyond the edge; or every second of its results,
+    with `halved` zeros before and behind."""
+
+    features: int
+    halved: tuple[int, int] | None = None
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", declared, (3, 3, x.shape[-1], self.features)).astype(x.dtype)
+        pictures = x.reshape(-1, *x.shape[-3:])
+        out = strided3x3(pictures, kernel, self.halved) if self.halved else conv3x3(pictures, kernel)
+        out = out.reshape(*x.shape[:-3], *out.shape[1:])
+        return out + self.param("bias", declared, (self.features,)).astype(x.dtype) if self.use_bias else out
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

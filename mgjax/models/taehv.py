@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from mgjax.config import TAEHVConfig
-from mgjax.models.layers import Dense, apply, create, declared
+from mgjax.models.layers import Conv, Dense, apply, create
 from mgjax.ops.loops import fold
 from mgjax.ops.straight import clip
 
@@ -21,11 +21,6 @@ TEMPORAL_STRIDE, (SPATIAL_STRIDE, _) = TAEHVConfig().temporal_stride, TAEHVConfi
 POOLS = (2, 2, 1)  # frames that become one before each down-sampling of the encoder
 GROWS = (1, 2, 2)  # frames that one becomes after each up-sampling of the decoder
 Cache = dict  # last input frame [b h w c] of every memory block, under its name
-
-
-def _conv(features: int, x: Array, name: str, stride: int = 1, bias: bool = True) -> Array:
-    conv = nn.Conv(features, (3, 3), stride, padding=1, use_bias=bias, dtype=x.dtype, kernel_init=declared, name=name)
-    return conv(x)
 
 
 def _dense(features: int, x: Array, name: str) -> Array:
@@ -39,9 +34,9 @@ class MemoryBlock(nn.Module):
     def __call__(self, x: Float[Array, "b f h w c"], last: Float[Array, "b h w c"]) -> tuple[Array, Array]:
         features = x.shape[-1]
         h = jnp.concatenate([x, jnp.concatenate([last[:, None], x[:, :-1]], axis=1)], axis=-1)
-        h = nn.relu(_conv(features, h, "conv_0"))
-        h = nn.relu(_conv(features, h, "conv_1"))
-        return nn.relu(_conv(features, h, "conv_2") + x), x[:, -1]
+        h = nn.relu(Conv(features, name="conv_0")(h))
+        h = nn.relu(Conv(features, name="conv_1")(h))
+        return nn.relu(Conv(features, name="conv_2")(h) + x), x[:, -1]
 
 
 def _memory_blocks(x: Array, cache: Cache, first: Array, level: int) -> tuple[Array, Cache]:
@@ -60,13 +55,13 @@ class Encoder(nn.Module):
     def __call__(self, x: Array, cache: Cache, first: Array) -> tuple[Array, Cache]:
         """Frames [b 4t h w 3] in [0, 1] to latent frames; `first` [b] marks rows whose stream begins here."""
         width, new = self.cfg.encoder_width, {}
-        x = nn.relu(_conv(width, x, "conv_in"))
+        x = nn.relu(Conv(width, name="conv_in")(x))
         for level, pool in enumerate(POOLS):
             x = _dense(width, rearrange(x, "b (t s) h w c -> b t h w (s c)", s=pool), f"pool_{level}")
-            x = _conv(width, x, f"down_{level}", stride=2, bias=False)
+            x = Conv(width, halved=(1, 1), use_bias=False, name=f"down_{level}")(x)
             x, memory = _memory_blocks(x, cache, first, level)
             new |= memory
-        return _conv(self.cfg.latent_channels, x, "conv_out"), new
+        return Conv(self.cfg.latent_channels, name="conv_out")(x), new
 
 
 class Decoder(nn.Module):
@@ -76,7 +71,7 @@ class Decoder(nn.Module):
     def __call__(self, z: Array, cache: Cache, first: Array) -> tuple[Array, Cache]:
         """Latent frames [b t h w c] to frames [b 4t H W 3] in [0, 1]; `first` [b] marks rows that begin here."""
         widths, new = self.cfg.decoder_widths, {}
-        x = nn.relu(_conv(widths[0], 3 * jnp.tanh(z / 3), "conv_in"))
+        x = nn.relu(Conv(widths[0], name="conv_in")(3 * jnp.tanh(z / 3)))
         for level, grow in enumerate(GROWS):
             x, memory = _memory_blocks(x, cache, first, level)
             new |= memory
@@ -84,8 +79,8 @@ class Decoder(nn.Module):
             x = _dense(widths[level] * grow, x, f"grow_{level}")
             x = rearrange(x, "b t h w (s c) -> b (t s) h w c", s=grow)
             x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
-            x = _conv(widths[level + 1], x, f"up_{level}", bias=False)
-        return _conv(3, nn.relu(x), "conv_out"), new
+            x = Conv(widths[level + 1], use_bias=False, name=f"up_{level}")(x)
+        return Conv(3, name="conv_out")(nn.relu(x)), new
 
 
 def init(key: Array, cfg: TAEHVConfig, dtype=jnp.float32) -> dict:

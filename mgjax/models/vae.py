@@ -23,7 +23,8 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from mgjax.config import VAEConfig
-from mgjax.models.layers import Dense, apply, create, declared
+from mgjax.models.layers import Conv, Dense, apply, create, declared
+from mgjax.ops.convolution import conv3x3
 from mgjax.ops.loops import fold
 
 ConvImpl = Literal["cat2d", "conv3d"]
@@ -77,9 +78,7 @@ def _conv3d(frames: Array, kernel: Array) -> Array:
 def _cat2d(frames: Array, kernel: jax.typing.ArrayLike) -> Array:
     taps = jnp.concatenate([frames[:, :-2], frames[:, 1:-1], frames[:, 2:]], axis=-1)
     b, f = taps.shape[:2]
-    out = jax.lax.conv_general_dilated(
-        taps.reshape(b * f, *taps.shape[2:]), kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    out = conv3x3(taps.reshape(b * f, *taps.shape[2:]), kernel)
     return out.reshape(b, f, *out.shape[1:])
 
 
@@ -163,8 +162,7 @@ class Downsample(nn.Module):
     @nn.compact
     def __call__(self, x: Array, cache: Cache, first: bool) -> tuple[Array, Cache]:
         dim = x.shape[-1]
-        odd = (0, 1), (0, 1)
-        x = nn.Conv(dim, (3, 3), strides=2, padding=odd, dtype=x.dtype, kernel_init=declared, name="conv")(x)
+        x = Conv(dim, halved=(0, 1), name="conv")(x)
         if not self.temporal:
             return x, {}
         past = cache.get("time", jnp.zeros_like(x[:, :1]))
@@ -199,7 +197,7 @@ class Upsample(nn.Module):
             x = jnp.concatenate([jnp.where(row, kept, expanded[:, : 2 * head]), expanded[:, 2 * head :]], axis=1)
             new = {"time": frames[:, -2:]}
         x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
-        return nn.Conv(c // 2, (3, 3), dtype=x.dtype, kernel_init=declared, name="conv")(x), new
+        return Conv(c // 2, name="conv")(x), new
 
 
 class Encoder(nn.Module):
