@@ -73,14 +73,12 @@ def record(folder: Path, lengths=LENGTHS, first: int = 0) -> None:
 def encode(recording: Path, out: Path, devices=None, hooks=MappingProxyType({}), **options):
     """What `mgjax data encode` does, with batches of 4 windows in all."""
     import jax
-    import tiny
 
     from mgjax.feeds.encode_dataset import EncodeConfig, encode_dataset
 
     devices = jax.local_devices()[:1] if devices is None else devices
     how = EncodeConfig(**{"frames": FRAMES, "batch": 4 // len(devices), "values": "float32", **options})
-    with tiny.quick_compilation():
-        return encode_dataset(recording, out, params(), world(), how, devices=devices, **hooks)
+    return encode_dataset(recording, out, params(), world(), how, devices=devices, **hooks)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -15,7 +15,6 @@ import encoding
 import jax
 import numpy as np
 import pytest
-import tiny
 from encoding import FRAMES, WINDOWS, contents, encode, params, record, schema, world
 
 from mgjax import checkpoint, cli, loading
@@ -77,9 +76,8 @@ def test_every_window_is_the_encoding_of_its_own_frames(recording, encoded):
     numbers = {clip.name: number for number, clip in enumerate(source.clips)}
     cut = [source.read(numbers[e.info["clip"]], e.info["start"], e.info["start"] + FRAMES) for e in entries]
     rows = [(clip.frames, *to_model(clip.keyboard, clip.mouse, source.schema, cfg)) for clip in cut]
-    with tiny.quick_compilation():
-        run = jax.jit(lambda params, *window: encode_clips(params, cfg, *window))
-        direct = jax.device_get(run(params(), *map(np.stack, zip(*rows, strict=True))))
+    run = jax.jit(lambda params, *window: encode_clips(params, cfg, *window))
+    direct = jax.device_get(run(params(), *map(np.stack, zip(*rows, strict=True))))
     for row, entry in enumerate(entries):
         wanted = jax.tree.map(lambda leaf, row=row: leaf[row], direct)
         wanted = latents.Item(wanted.latents, wanted.condition, wanted.features, *wanted.actions)
@@ -278,8 +276,7 @@ def by_command(recording, tmp_path_factory) -> tuple[Path, Path]:
     weights, out = folder / "weights", folder / "latents"
     checkpoint.save(weights, world(), params())
     command = ("data", "encode", recording, "--out", out, "--weights", weights, "--frames", FRAMES, "--batch", 4)
-    with tiny.quick_compilation():
-        assert exit_code(*command, "--values", "float32") == 0
+    assert exit_code(*command, "--values", "float32") == 0
     return weights, out
 
 

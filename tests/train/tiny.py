@@ -1,7 +1,5 @@
 """A world of 2 x 2 tokens, its random weights and random clips, for the tests of the ladder."""
 
-import contextlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,17 +16,6 @@ from mgjax.config import (
 )
 from mgjax.models import dit
 from mgjax.train.parts.fit import clip_spec
-
-
-@contextlib.contextmanager
-def quick_compilation():
-    """These programs run for milliseconds and compile for seconds."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def world(keyboard_dim: int = 4, **changes) -> WorldConfig:

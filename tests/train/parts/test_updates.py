@@ -61,18 +61,16 @@ def same(one, other):
 
 def test_t5_4_rematerialisation_changes_no_gradient(monkeypatch):
     loss, params = forward()
-    with tiny.quick_compilation():
-        remat = jax.jit(jax.value_and_grad(loss))(params)
-        monkeypatch.setattr(jax, "checkpoint", lambda function, **_: function)
-        plain = jax.jit(jax.value_and_grad(loss))(params)
+    remat = jax.jit(jax.value_and_grad(loss))(params)
+    monkeypatch.setattr(jax, "checkpoint", lambda function, **_: function)
+    plain = jax.jit(jax.value_and_grad(loss))(params)
     same(remat, plain)
 
 
 def test_what_a_gradient_keeps_changes_no_number():
     whole, params = forward()
     kept, _ = forward(remat="attention")
-    with tiny.quick_compilation():
-        same(jax.jit(jax.value_and_grad(whole))(params), jax.jit(jax.value_and_grad(kept))(params))
+    same(jax.jit(jax.value_and_grad(whole))(params), jax.jit(jax.value_and_grad(kept))(params))
 
 
 def test_attention_that_is_kept_is_not_computed_again():
@@ -108,10 +106,9 @@ def test_t5_5_the_scan_over_blocks_is_the_loop(monkeypatch):
             x, _ = body(x, jax.tree.map(lambda leaf, layer=layer: leaf[layer], xs))
         return x, None
 
-    with tiny.quick_compilation():
-        scanned = jax.jit(jax.value_and_grad(loss))(params)
-        monkeypatch.setattr(jax.lax, "scan", loop)
-        looped = jax.jit(jax.value_and_grad(loss))(params)
+    scanned = jax.jit(jax.value_and_grad(loss))(params)
+    monkeypatch.setattr(jax.lax, "scan", loop)
+    looped = jax.jit(jax.value_and_grad(loss))(params)
     same(scanned, looped)
 
 
@@ -175,12 +172,11 @@ def test_an_update_that_is_not_finite_changes_no_weight_and_no_moment(kind):
     start = optimizer.init(params)
     grads = jax.tree.map(jnp.ones_like, params)
     bad = {**grads, "patch": jax.tree.map(lambda leaf: leaf * jnp.nan, grads["patch"])}
-    with tiny.quick_compilation():
-        step = jax.jit(lambda grads, state: update(optimizer, grads, params, state))
-        after, state, _ = step(bad, start)
-        jax.tree.map(np.testing.assert_array_equal, after, params)
-        jax.tree.map(np.testing.assert_array_equal, state.inner_state, start.inner_state)
-        after, _, _ = step(grads, state)
+    step = jax.jit(lambda grads, state: update(optimizer, grads, params, state))
+    after, state, _ = step(bad, start)
+    jax.tree.map(np.testing.assert_array_equal, after, params)
+    jax.tree.map(np.testing.assert_array_equal, state.inner_state, start.inner_state)
+    after, _, _ = step(grads, state)
     assert all(bool((a != b).any()) for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(params), strict=True))
 
 

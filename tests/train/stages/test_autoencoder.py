@@ -19,12 +19,6 @@ FRAMES = 13
 COMMON = {"batch": 2, "frames": FRAMES, "dtype": "float32", "optimizer": OptimizerConfig(learning_rate=3e-3)}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    with tiny.quick_compilation():
-        yield
-
-
 @pytest.fixture(scope="module")
 def world():
     return tiny.world()

@@ -29,12 +29,6 @@ SIGHTS = [(4, 0), (6, 1), (2, 0)]  # window, sink
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    with tiny.quick_compilation():
-        yield
-
-
 class Passes:
     """The two passes of one window and sink, jitted once."""
 

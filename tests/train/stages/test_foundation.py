@@ -33,12 +33,6 @@ STAGE = FoundationStage(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    with tiny.quick_compilation():
-        yield
-
-
 @pytest.fixture(scope="module")
 def world():
     return tiny.world(dim=64, num_heads=4, ffn_dim=128)

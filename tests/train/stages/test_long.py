@@ -41,12 +41,6 @@ STAGE = LongStage(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    with tiny.quick_compilation():
-        yield
-
-
 @pytest.fixture(scope="module")
 def world():
     return tiny.world(window=5, sink=1)

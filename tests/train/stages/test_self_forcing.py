@@ -48,12 +48,6 @@ CHUNKS = FRAMES // CHUNK
 ROUNDING = 2e-5
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    with tiny.quick_compilation():
-        yield
-
-
 class Student:
     """Everything of one student, jitted once. Its window of 4 frames makes the ring wrap twice in a rollout of 8."""
 

@@ -23,12 +23,6 @@ BATCH, CHUNKS, CONTEXT = 2, 4, 0.3
 ROUNDING = 2e-5  # of float32 sums in another order
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    with tiny.quick_compilation():
-        yield
-
-
 @pytest.fixture(scope="module")
 def world():
     action = ActionConfig(num_heads=2, head_dim=8, embed_dim=8, rope_dim=4, additive=True)
