@@ -172,6 +172,7 @@ def test_seed_and_actions_decide_the_frames(world, params, step):
     assert (step(params, other_key, rows)[0].pixels != first.pixels).any()
 
 
+@pytest.mark.slow
 def test_noise_can_be_handed_in(world, params, step):
     state, rows, cfg = _state(world, params, [3]), _chunk(_script(world, [3]), 0), world.cfg
     shape = (1, len(cfg.sampler.steps), cfg.dit.chunk, cfg.dit.latent_height, cfg.dit.latent_width, 16)

@@ -1,27 +1,28 @@
 """3 x 3 convolutions whose weights XLA:CPU trains without going slow.
 
-The gradient of a kernel is itself a convolution, whose window is as large as the picture; XLA:CPU takes five times as
-long for it as for the convolution forward, with the same products. Written over one axis, with the shifts along the
-other laid on the channels, it takes about half of that (BENCHMARKS.md).
+The gradient of a kernel is itself a convolution, whose window is as large as the picture; XLA:CPU takes six times as
+long for it as for the convolution forward, which has as many products. Written along one axis, with the shifts along
+the other laid on the channels, it takes about half of that (BENCHMARKS.md).
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 @jax.custom_vjp
-def conv3x3(x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c o"]) -> Float[Array, "n h w o"]:
+def conv3x3(x: Float[Array, "n h w c"], kernel: Float[Array | np.ndarray, "3 3 c o"]) -> Float[Array, "n h w o"]:
     """The convolution that keeps the size, zeros beyond the edge, in the one dtype of both."""
     return _plain(x, kernel)
 
 
 def strided3x3(
-    x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c o"], padding: tuple[int, int]
+    x: Float[Array, "n h w c"], kernel: Float[Array | np.ndarray, "3 3 c o"], padding: tuple[int, int]
 ) -> Float[Array, "n h2 w2 o"]:
     """Every second result along h and w, with `padding` zeros before and behind both."""
     return jax.lax.conv_general_dilated(x, kernel, (2, 2), (padding, padding), dimension_numbers=_LAYOUT)

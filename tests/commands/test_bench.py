@@ -94,6 +94,7 @@ def test_bad_input(mgjax, flags, reason):
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_suite_keeps_what_it_measured_and_says_what_failed(mgjax, tmp_path, monkeypatch):
     """Of nano on this machine: the parts of a chunk, the ceilings, and one figure that cannot be had."""
     from mgjax.eval import suite

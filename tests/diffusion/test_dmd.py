@@ -174,6 +174,7 @@ def test_t3_5_with_a_trained_critic():
     assert covariance < 0.1
 
 
+@pytest.mark.slow
 def test_t3_5_a_critic_that_is_too_slow_misleads():
     """The update ratio and the critic's rate matter: the page measures a covariance error of 0.52."""
     _, covariance = distil(1, 5e-3, 5e-4)

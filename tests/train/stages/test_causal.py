@@ -170,7 +170,7 @@ OPTIMIZER = OptimizerConfig(learning_rate=3e-3)
 COMMON = {"batch": 4, "latents": FRAMES, "dtype": "float32", "optimizer": OPTIMIZER}
 
 
-@pytest.mark.parametrize("forcing", ["teacher", "diffusion"])
+@pytest.mark.parametrize("forcing", ["teacher", pytest.param("diffusion", marks=pytest.mark.slow)])
 def test_causal_steps_learn(default, forcing):
     stage = causal.make_stage(CausalStage(forcing=forcing, **COMMON), default.world)
     batch = tiny.clips(default.world, 4, FRAMES)
