@@ -2,10 +2,10 @@
 
     mgjax train configs/nano.py --stage all --out runs/nano
 
-Expect: about half an hour of processor time (BENCHMARKS.md), a loss that falls in every stage (OUT/STAGE/curves.png), a
-table that says what holds, and weights in OUT/long/weights, which `mgjax generate --weights` runs; `mgjax convert
-OUT/long/weights TO --dtype bfloat16` halves them to the 1.8 MB of those that come with mgjax. More steps of every
-stage make a better world.
+Expect: 40 minutes of two slow cores (BENCHMARKS.md), a loss that falls in every stage (OUT/STAGE/curves.png), a table
+that says what holds (its last three stages do not yet), and weights in OUT/long/weights, which `mgjax generate
+--weights` runs; `mgjax convert OUT/long/weights TO --dtype bfloat16` halves them to the 1.8 MB of those that come with
+mgjax. More steps of every stage make a better world.
 
 The weights that come with mgjax are those of stage self_forcing after about an hour of one to two busy cores:
 

@@ -114,7 +114,6 @@ def _few(folder):
     return folder
 
 
-@pytest.mark.slow
 def test_rooms_is_judged_by_what_comes_with_it(tmp_path):
     """Four seconds, which end far beyond a training clip: it obeys, less than the engine does, and floors are low."""
     assert command.main(clips=6, frames=69, out=str(tmp_path)) == 0
