@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mgjax.models.cache import KV, BlockKV
+from mgjax.ops.bits import concatenate
 from mgjax.ops.rope import Turn
 
 
@@ -36,4 +36,4 @@ def with_past(own: KV, past: KV | None) -> KV:
     """Own frames first, so that the valid frames are a prefix; then the past's."""
     if past is None:
         return own
-    return KV(*(jnp.concatenate(pair, 1) for pair in zip(own, past, strict=True)))
+    return KV(*(concatenate(*pair, 1) for pair in zip(own, past, strict=True)))

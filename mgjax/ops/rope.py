@@ -70,12 +70,30 @@ def rotate(x: Float[Array, "*shape k e"], by: Turn) -> Float[Array, "*shape k e"
     The gradient is turned back; to `by` there is none.
     """
     turned = 2 * by.cos.shape[-1]
-    pairs = x[..., :turned].astype(jnp.float32).reshape(*x.shape[:-1], turned // 2, 2)
-    cos, sin = by.cos[..., None, :], by.sin[..., None, :]
-    even, odd = pairs[..., 0], pairs[..., 1]
-    out = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], -1)
-    out = out.reshape(*x.shape[:-1], turned).astype(x.dtype)
+    part, cos, sin = x[..., :turned], by.cos[..., None, :], by.sin[..., None, :]
+    if x.dtype == jnp.bfloat16:
+        out = jax.lax.platform_dependent(part, cos, sin, cpu=_rotate_words, default=_rotate_pairs)
+    else:
+        out = _rotate_pairs(part, cos, sin)
     return out if turned == x.shape[-1] else jnp.concatenate([out, x[..., turned:]], -1)
+
+
+def _rotate_pairs(x, cos, sin):
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    even, odd = pairs[..., 0], pairs[..., 1]
+    return jnp.stack([even * cos - odd * sin, odd * cos + even * sin], -1).reshape(x.shape).astype(x.dtype)
+
+
+def _rotate_words(x, cos, sin):
+    """The same of bfloat16, two of which are a word: an XLA:CPU that takes them apart does so one by one."""
+    bits = jax.lax.bitcast_convert_type
+    words = bits(x.reshape(*x.shape[:-1], -1, 2), jnp.uint32)
+    even, odd = bits(words << 16, jnp.float32), bits(words >> 16 << 16, jnp.float32)
+    low, high = (
+        bits(part.astype(x.dtype), jnp.uint16).astype(jnp.uint32)
+        for part in (even * cos - odd * sin, odd * cos + even * sin)
+    )
+    return bits(low | high << 16, x.dtype).reshape(x.shape)
 
 
 rotate.defvjp(lambda x, by: (rotate(x, by), by), lambda by, g: (rotate(g, Turn(by.cos, -by.sin)), None))

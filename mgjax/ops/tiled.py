@@ -10,13 +10,15 @@ longest query and key bound all of them, and mostly say that it is not.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from mgjax.ops.bits import as_bits, exp, from_bits
 from mgjax.ops.loops import fold
 from mgjax.ops.products import transposed
 
@@ -44,17 +46,8 @@ def tiled_attention(
         q = jnp.pad(q, ((0, 0), (0, -queries % size), (0, 0), (0, 0)))
     padded = q.shape[1]
     parts = (q * jnp.asarray(width**-0.5, q.dtype), k, v, jnp.broadcast_to(seen[..., None, None], (*k.shape[:3], 8)))
-    q, k, v, seen = (rearrange(x, "b n k e -> (b k) n e") for x in parts)
-
-    def attend(q, k, v, seen) -> Array:
-        bounded = _longest(q) * _longest(k) < _BOUND**2
-        return _attend(size, q, k, v, seen, bounded)
-
-    if group == rows:
-        out = attend(q, k, v, seen)
-    else:
-        grouped = (x.reshape(rows // group, group, *x.shape[1:]) for x in (q, k, v, seen))
-        out = jax.lax.map(lambda args: attend(*args), tuple(grouped))
+    grouped = (rearrange(x, "b n k e -> (b k) n e").reshape(-1, group, x.shape[1], x.shape[3]) for x in parts)
+    out = _attend(size, *grouped)
     return rearrange(out.reshape(rows, padded, width), "(b k) n e -> b n k e", b=batch)[:, :queries]
 
 
@@ -71,33 +64,42 @@ def _longest(x: Float[Array, "g n e"]) -> Float[Array, ""]:
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(
     size: int,
-    q: Float[Array, "g n e"],
-    k: Float[Array, "g s e"],
-    v: Float[Array, "g s e"],
-    seen: Float[Array, "g s 8"],
-    bounded: Bool[Array, ""],
-) -> Float[Array, "g n e"]:
-    """`size` queries at a time. `seen` is 1 for keys that exist; `bounded` says that no logit can be above _BOUND."""
-    return _forward(size, q, k, v, seen, bounded)[0]
+    q: Float[Array, "m g n e"],
+    k: Float[Array, "m g s e"],
+    v: Float[Array, "m g s e"],
+    seen: Float[Array, "m g s 8"],
+) -> Float[Array, "m g n e"]:
+    """Group after group, `size` queries at a time. `seen` is 1 for keys that exist."""
+    return _forward(size, q, k, v, seen)[0]
 
 
-def _forward(size, q, k, v, seen, bounded):
+def _forward(size, q, k, v, seen):
+    out, log_total = _map(partial(_forward_group, size), (q, k, v, seen))
+    return out, (q, k, v, out, log_total)
+
+
+def _forward_group(size, q, k, v, seen):
+    bounded = _longest(q) * _longest(k) < _BOUND**2
     cap = jnp.where(bounded, _BOUND, 0.0)  # of exponents: hidden keys have a logit of 0, whatever the row's maximum
 
     def tile(q):
         logits = _dot(q, k, 2, 2)
         shift = jax.lax.cond(bounded, lambda x, _: jnp.zeros_like(x[..., :1]), _row_max, logits, seen)
-        weights = jnp.exp(jnp.minimum(logits - shift, cap)).astype(q.dtype)
+        weights = exp(jnp.minimum(logits - shift, cap), q.dtype)
         # XLA:CPU sums rows on one core, and multiplies by one column in float32; a product by several is neither.
         total = _dot(weights, seen, 2, 1).max(-1, keepdims=True)
-        return (_dot(weights, v, 2, 1) / total).astype(q.dtype), shift + jnp.log(total)
+        return _dot(weights, v, 2, 1) / total, shift + jnp.log(total)
 
     out, log_total = _joined(fold(lambda _, q: (None, tile(q)), None, _tiles(q, size))[1])
-    return out, (q, k, v, out, log_total)
+    return out.astype(q.dtype), log_total
 
 
 def _backward(size, saved, g):
-    q, k, v, out, log_total = saved
+    dq, dk, dv = _map(partial(_backward_group, size), (*saved, g))
+    return dq, dk, dv, None
+
+
+def _backward_group(size, q, k, v, out, log_total, g):
     along = (g.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
 
     def tile(sums, rows):
@@ -106,16 +108,25 @@ def _backward(size, saved, g):
         inner = (weights * (_dot(g, v, 2, 2) - along)).astype(q.dtype)
         # The narrow factors are transposed, not the wide weights.
         parts = _dot(transposed(q), inner, 2, 1), _dot(transposed(g), weights.astype(q.dtype), 2, 1)
-        return jax.tree.map(jnp.add, sums, parts), _dot(inner, k, 2, 1).astype(q.dtype)
+        return jax.tree.map(jnp.add, sums, parts), _dot(inner, k, 2, 1)
 
     zeros = jnp.zeros((k.shape[0], k.shape[2], k.shape[1]), jnp.float32)
     sums, dq = fold(tile, (zeros, zeros), _tiles((q, g, log_total, along), size))
     # Without the barrier XLA turns the last product itself around, for which it has no fast form.
     dk, dv = (part.swapaxes(1, 2).astype(k.dtype) for part in jax.lax.optimization_barrier(sums))
-    return _joined(dq), dk, dv, None, None
+    return _joined(dq).astype(q.dtype), dk, dv
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def _map(function: Callable, groups: tuple[Array, ...]) -> tuple[Array, ...]:
+    """What `function` gives for each group."""
+
+    def step(_, group):
+        return None, as_bits(function(*from_bits(group)))
+
+    return from_bits(fold(step, None, as_bits(groups))[1])
 
 
 def _tiles(tree, size: int):
