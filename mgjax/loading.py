@@ -7,12 +7,14 @@ import functools
 import importlib.util
 import os
 import re
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from mgjax import checkpoint
 from mgjax.config import (
@@ -21,6 +23,7 @@ from mgjax.config import (
     AttentionChoice,
     AttentionKind,
     DecoderChoice,
+    DiTConfig,
     DType,
     DTypeChoice,
     Settings,
@@ -31,6 +34,7 @@ from mgjax.errors import InputError
 from mgjax.export import artefact, exported
 from mgjax.io.tensors import open_tensors
 from mgjax.models import convert
+from mgjax.ops.products import product
 from mgjax.stream.model import Model
 from mgjax.train_config import STAGES
 from mgjax.world import Params, World
@@ -39,6 +43,8 @@ SHIPPED = ("rooms", "nano")  # models whose weights come with the package, docs/
 DEFAULT = SHIPPED[0]
 RELEASED = "universal"  # the one that is meant where a folder of released files holds several
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
+_LARGE = 10**9  # operations of a product from which on its dtype decides a CPU's time; nano and rooms have 10**7
+_CPU = Path("/proc/cpuinfo")
 _AMPERE = 8  # compute capability of the first GPUs whose bfloat16 is fast and whose attention cuDNN has
 _CUDNN_HEAD = 128  # widest head of cuDNN's attention on every GPU that has it
 
@@ -62,7 +68,8 @@ def load(
             `mgjax convert`, `mgjax train` or `mgjax export` wrote; a folder laid out like the released repository; or
             such a repository's name at Hugging Face, where the package huggingface_hub is installed.
         model: whose weights are to be taken from a released folder: universal (where not given), gta_drive, templerun.
-        dtype: "float32" or "bfloat16"; "auto" is float32 on a CPU and bfloat16 on what computes in it.
+        dtype: "float32" or "bfloat16"; "auto" is bfloat16 on what computes in it, and on a CPU that does so (AMX,
+            AVX512-BF16) for large worlds; else float32.
         attention: "xla", "tiled" (for CPUs), "cudnn" (NVIDIA) or "splash" (TPUs); "auto" is what this device serves
             best.
         decoder: "vae", the full one, or "taehv", the small fast one; "auto" is the first that there are weights of.
@@ -244,7 +251,9 @@ def choose(
     capability = _capability(device)
     if dtype == "auto":
         # NVIDIA GPUs before Ampere compute bfloat16 as float32, and slower.
-        slow = device.platform == "cpu" or (capability is not None and capability < _AMPERE)
+        slow = capability is not None and capability < _AMPERE
+        if device.platform == "cpu":
+            slow = _operations(cfg.dit) < _LARGE or not _faster_in_bfloat16()
         dtype = "float32" if slow else "bfloat16"
     refusal = _no_cudnn(cfg, dtype, capability)
     if attention == "auto":
@@ -257,6 +266,32 @@ def choose(
     if decoder == "auto":
         decoder = "taehv" if "vae" not in components and "taehv" in components else "vae"
     return Settings(dtype, decoder, attention)
+
+
+def _operations(cfg: DiTConfig) -> int:
+    """Of a chunk's largest product."""
+    return 2 * cfg.chunk * cfg.frame_tokens * cfg.dim * cfg.ffn_dim
+
+
+@functools.cache
+def _faster_in_bfloat16() -> bool:
+    """Whether this CPU says that it multiplies in bfloat16, and needs less than 0.7 of the time for it."""
+    try:
+        says_so = re.search(r"\b(amx_bf16|avx512_bf16)\b", _CPU.read_text())
+    except OSError:
+        return False
+    return bool(says_so) and _seconds_of_a_product("bfloat16") < 0.7 * _seconds_of_a_product("float32")
+
+
+def _seconds_of_a_product(dtype: str) -> float:
+    """The least of four."""
+    x = jnp.ones((1024, 1024), dtype)
+    multiply, times = jax.jit(product).lower(x, x).compile(), []
+    for _ in range(4):
+        start = time.perf_counter()
+        jax.block_until_ready(multiply(x, x))
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def choose_for(

@@ -36,7 +36,6 @@ def device(request, monkeypatch):
 @pytest.mark.parametrize(
     ("device", "model", "dtype", "attention"),
     [
-        ("cpu", "universal", "float32", "tiled"),
         ("T4", "universal", "float32", "xla"),  # no bfloat16, and cuDNN's kernel wants an Ampere
         ("A100", "universal", "bfloat16", "cudnn"),
         ("H100", "universal", "bfloat16", "cudnn"),
@@ -50,6 +49,44 @@ def device(request, monkeypatch):
 )
 def test_auto_is_what_a_device_computes_well(device, model, dtype, attention):
     assert loading.choose(preset(model)) == Settings(dtype, "vae", attention)
+
+
+@pytest.mark.parametrize("device", ["cpu"], indirect=True)
+@pytest.mark.parametrize(
+    ("faster", "model", "dtype"),
+    [
+        (False, "universal", "float32"),
+        (True, "universal", "bfloat16"),
+        (True, "nano", "float32"),  # small products, in which it gains nothing
+        (True, "rooms", "float32"),
+    ],
+)
+def test_a_cpu_computes_large_worlds_in_bfloat16_where_that_is_faster(device, faster, model, dtype, monkeypatch):
+    monkeypatch.setattr(loading, "_faster_in_bfloat16", lambda: faster)
+    assert loading.choose(preset(model)) == Settings(dtype, "vae", "tiled")
+
+
+@pytest.mark.parametrize(
+    ("flags", "seconds", "faster"),
+    [
+        ("avx2 amx_bf16 amx_int8", {"float32": 1.0, "bfloat16": 0.4}, True),
+        ("avx2 avx512_bf16", {"float32": 1.0, "bfloat16": 0.5}, True),
+        ("avx2 amx_bf16", {"float32": 1.0, "bfloat16": 1.1}, False),  # it only says so
+        ("avx2", {"float32": 1.0, "bfloat16": 0.4}, False),
+        (None, {"float32": 1.0, "bfloat16": 0.4}, False),
+    ],
+)
+def test_a_cpu_must_say_that_it_multiplies_in_bfloat16_and_show_it(flags, seconds, faster, monkeypatch, tmp_path):
+    file = tmp_path / "cpuinfo"
+    if flags is not None:
+        file.write_text(f"processor: 0\nflags: {flags}\n")
+    monkeypatch.setattr(loading, "_CPU", file)
+    monkeypatch.setattr(loading, "_seconds_of_a_product", seconds.get)
+    assert loading._faster_in_bfloat16.__wrapped__() is faster
+
+
+def test_a_product_takes_time_in_either_dtype():
+    assert all(loading._seconds_of_a_product(dtype) > 0 for dtype in ("float32", "bfloat16"))
 
 
 @pytest.mark.parametrize("device", ["H100"], indirect=True)

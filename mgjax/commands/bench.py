@@ -54,7 +54,7 @@ def main(
         model: a preset (default: rooms, or what the weights are of).
         weights: as of `mgjax generate`.
         decoder: vae, the full video decoder, or taehv, the small fast one; auto is vae where its weights are.
-        dtype: of the computation; auto is float32 on a CPU and bfloat16 elsewhere.
+        dtype: of the computation; auto is bfloat16 on accelerators, and on CPUs that have it for large worlds.
         attention: xla is the plain form, tiled the one for CPUs, cudnn and splash the fused kernels of NVIDIA GPUs and
             TPUs; auto chooses.
         batch: streams stepped together.

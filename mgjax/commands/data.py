@@ -259,7 +259,7 @@ class Encode:
     batch: int = 1
     """Windows encoded at a time on each device."""
     dtype: DTypeChoice = "auto"
-    """Of the computation; auto is float32 on a CPU and bfloat16 elsewhere."""
+    """Of the computation; auto is bfloat16 on accelerators, and on CPUs that have it for large worlds."""
     values: Literal["bfloat16", "float32"] = "bfloat16"
     """How latents, condition and features are stored."""
     codec: Literal["zstd", "raw"] = "zstd"

@@ -46,7 +46,7 @@ def main(
         overlay: draw the held keys and the mouse on the video, and enlarge a small one so that they can be read.
         state: a file made by --save-state: go on from there, without a picture.
         save_state: write the stream's state after the last frame, to go on later or to fork the world.
-        dtype: of the computation; auto is float32 on a CPU and bfloat16 elsewhere.
+        dtype: of the computation; auto is bfloat16 on accelerators, and on CPUs that have it for large worlds.
         attention: xla is the plain form, tiled the one for CPUs, cudnn and splash the fused kernels of NVIDIA GPUs and
             TPUs; auto chooses.
     """

@@ -39,7 +39,7 @@ def main(
         browser: open the page.
         random_weights: of a preset, to try a machine without its weights; what is seen is noise.
         decoder: vae, the full video decoder, or taehv, the small fast one; auto is vae where its weights are.
-        dtype: of the computation; auto is float32 on a CPU and bfloat16 elsewhere.
+        dtype: of the computation; auto is bfloat16 on accelerators, and on CPUs that have it for large worlds.
         attention: as of `mgjax generate`.
     """
     import secrets

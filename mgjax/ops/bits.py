@@ -68,4 +68,5 @@ def exp(x: Float[Array, "*shape"], dtype) -> Float[Array, "*shape"]:
 
 _LOG2_E, _LEAST = np.float32(1 / np.log(2)), np.float32(-126)  # the least exponent of a normal number
 _ROUND = np.float32(1.5 * 2**23)  # a float32 added to it leaves the nearest integer, in the last bits
-_EXP2 = np.float32([0.999945998, 0.693255484, 0.242347494, 0.0550656058])  # of 2 ** f, |f| <= 1/2, least relative error
+# Of 2 ** f, |f| <= 1/2, with the least relative error.
+_EXP2 = tuple(map(np.float32, (0.999945998, 0.693255484, 0.242347494, 0.0550656058)))

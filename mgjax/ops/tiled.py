@@ -45,9 +45,12 @@ def tiled_attention(
         size = most
         q = jnp.pad(q, ((0, 0), (0, -queries % size), (0, 0), (0, 0)))
     padded = q.shape[1]
-    parts = (q * jnp.asarray(width**-0.5, q.dtype), k, v, jnp.broadcast_to(seen[..., None, None], (*k.shape[:3], 8)))
-    grouped = (rearrange(x, "b n k e -> (b k) n e").reshape(-1, group, x.shape[1], x.shape[3]) for x in parts)
-    out = _attend(size, *grouped)
+    seen = jnp.broadcast_to(seen[..., None, None], (*k.shape[:3], 8))
+
+    def grouped(x: Array) -> Array:
+        return x.swapaxes(1, 2).reshape(-1, group, x.shape[1], x.shape[3])
+
+    out = _attend(size, grouped(q * jnp.asarray(width**-0.5, q.dtype)), grouped(k), grouped(v), grouped(seen))
     return rearrange(out.reshape(rows, padded, width), "(b k) n e -> b n k e", b=batch)[:, :queries]
 
 
