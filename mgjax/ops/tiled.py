@@ -50,7 +50,7 @@ def tiled_attention(
     def grouped(x: Array) -> Array:
         return x.swapaxes(1, 2).reshape(-1, group, x.shape[1], x.shape[3])
 
-    out = _attend(size, grouped(q * jnp.asarray(width**-0.5, q.dtype)), grouped(k), grouped(v), grouped(seen))
+    out: Array = _attend(size, grouped(q * jnp.asarray(width**-0.5, q.dtype)), grouped(k), grouped(v), grouped(seen))
     return rearrange(out.reshape(rows, padded, width), "(b k) n e -> b n k e", b=batch)[:, :queries]
 
 
