@@ -31,7 +31,7 @@ ALLOWED = {
     "stream": {*PLAIN, "io"},
     "export": {*PLAIN, "io", "diffusion", "programs", "machine_code", "world", "stream", "flops", "targets"},
     "play": {*PLAIN, "io", "stream"},
-    "loading": {*PLAIN, "train_config", "io", "models", "checkpoint", "world", "stream", "export"},
+    "loading": {*PLAIN, "train_config", "io", "ops", "models", "checkpoint", "world", "stream", "export"},
     "data": {*PLAIN, "io"},
     "feeds": {*PLAIN, "train_config", "io", "data", "models", "stream"},
     "train/stage": {*PLAIN},
