@@ -44,6 +44,9 @@ def pytest_configure(config):
         os.environ[name.upper()] = str(value)
 
 
+_formerly = {"xla_cpu_use_fusion_emitters": False}
+
+
 def _emit_as_formerly():
     """Where optimisations are off, XLA:CPU writes fused loops by its former emitters, which takes half of the time: 21
     seconds instead of 43 for the programs of test_long. JAX has no setting of that name for all programs.
@@ -54,10 +57,24 @@ def _emit_as_formerly():
     present = compiler.get_compile_options
 
     def options(*args, env_options_overrides=None, **named):
-        formerly = {"xla_cpu_use_fusion_emitters": False} if jax.config.read("jax_disable_most_optimizations") else {}
+        formerly = _formerly if jax.config.read("jax_disable_most_optimizations") else {}
         return present(*args, env_options_overrides={**formerly, **(env_options_overrides or {})}, **named)
 
     compiler.get_compile_options = options
+
+
+@pytest.fixture(scope="module")
+def same_bits():
+    """For files that compare bits of several programs, or with processes that they start: the former emitters round
+    every program in its own way, and other processes have them not. Used as `optimised`.
+    """
+    import jax
+
+    jax.clear_caches()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(_formerly, "xla_cpu_use_fusion_emitters")
+        yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="module")

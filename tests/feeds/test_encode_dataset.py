@@ -30,6 +30,8 @@ from mgjax.train.parts.fit import clip_spec
 from mgjax.train_config import DataConfig, TrainConfig
 from mgjax.types import VideoBatch
 
+pytestmark = pytest.mark.usefixtures("same_bits")
+
 TOLERANCE = 1e-5
 
 

@@ -43,6 +43,8 @@ from mgjax.train.stages import self_forcing
 from mgjax.train_config import EMAConfig, OptimizerConfig, SelfForcingStage
 from mgjax.world import World
 
+pytestmark = pytest.mark.usefixtures("same_bits")
+
 FRAMES, CHUNK, BATCH = 8, 2, 2
 CHUNKS = FRAMES // CHUNK
 ROUNDING = 2e-5
