@@ -283,9 +283,12 @@ def by_command(recording, tmp_path_factory) -> tuple[Path, Path]:
 
 
 def exit_code(*command) -> int:
-    """Runs `mgjax` in this process, without the store of compiled programs that it would share with later ones."""
+    """Runs `mgjax` in this process, without the store of compiled programs that it would share with later ones, and as
+    on a CPU whose DiTs are bfloat16: encoders are not."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loading, "use_compilation_cache", lambda: None)
+        patch.setattr(loading, "_LARGE", 0)
+        patch.setattr(loading, "_faster_in_bfloat16", lambda: True)
         with pytest.raises(SystemExit) as left:
             cli.main(list(map(str, command)))
     return left.value.code
