@@ -2,10 +2,10 @@
 
     mgjax train configs/nano.py --stage all --out runs/nano
 
-Expect: 40 minutes of two slow cores (BENCHMARKS.md), a loss that falls in every stage (OUT/STAGE/curves.png), a table
-that says that every stage holds, and weights in OUT/long/weights, which `mgjax generate --weights` runs; `mgjax convert
-OUT/long/weights TO --dtype bfloat16` halves them to the 1.8 MB of those that come with mgjax. More steps of every stage
-make a better world.
+Expect: a quarter of an hour of two cores (BENCHMARKS.md), a loss that falls in every stage (OUT/STAGE/curves.png), a
+table that says of every stage whether it holds, and weights in OUT/long/weights, which `mgjax generate --weights` runs;
+`mgjax convert OUT/long/weights TO --dtype bfloat16` halves them to the 1.8 MB of those that come with mgjax. More steps
+of every stage make a better world.
 
 The weights that come with mgjax are those of stage self_forcing after about an hour of one to two busy cores:
 
@@ -13,8 +13,8 @@ The weights that come with mgjax are those of stage self_forcing after about an 
 
 with N = 450 (vae, at learning_rate=0.002 and decay=1) and 200 (taehv), both from those that came with mgjax before,
 which had taken a quarter of an hour; then from nothing 3400 (foundation), 330 (causal), 150 (few_step) and 80
-(self_forcing). That was before few_step.grid (then 16), vae.kl_weight (1e-4) and the rates of self_forcing and long
-(1e-4) became what they are.
+(self_forcing). That was with AdamW in every stage, and before few_step.grid (then 16), vae.kl_weight (1e-4) and the
+rates of self_forcing and long (1e-4) became what they are.
 """
 
 from mgjax.config import preset
@@ -39,6 +39,9 @@ def config() -> TrainConfig:
     def adam(rate: float, decay: float = 0.6, **changes) -> OptimizerConfig:
         return OptimizerConfig(**{"learning_rate": rate, "decay": decay, "b2": 0.99, "warmup": 20, **changes})
 
+    def muon(rate: float) -> OptimizerConfig:
+        return adam(rate, kind="muon")
+
     # With a hundredth of this kl_weight pictures are no worse, and the latents are what no student of three steps
     # learns (BENCHMARKS.md).
     pixels = {"dtype": "float32", "batch": 4, "frames": 17, "crop": (32, 48), "kl_weight": 5e-3}
@@ -47,26 +50,26 @@ def config() -> TrainConfig:
     return TrainConfig(
         name="nano",
         world=preset("nano"),
-        vae=VAEStage(steps=1100, optimizer=adam(3e-3), **autoencoder),
-        taehv=VAEStage(steps=1500, optimizer=adam(2e-3), **autoencoder),
+        vae=VAEStage(steps=900, optimizer=adam(3e-3), **autoencoder),
+        taehv=VAEStage(steps=700, optimizer=muon(3e-3), **autoencoder),
         foundation=FoundationStage(
-            steps=1500, latents=6, starts=6, optimizer=adam(4e-3), num_action_layers=None, **small
+            steps=1000, latents=6, starts=6, optimizer=muon(4e-3), num_action_layers=None, **small
         ),
-        causal=CausalStage(steps=300, latents=12, context_noise=0.3, optimizer=adam(2e-3), **small),
+        causal=CausalStage(steps=200, latents=12, context_noise=0.3, optimizer=muon(3e-3), **small),
         # What a prediction is drawn to is the average's: one that follows slowly brings what is known at low noise
         # to pure noise only after many times its length.
         few_step=FewStepStage(
             steps=150,
             latents=12,
             context_noise=0.3,
-            grid=2,
-            optimizer=adam(1e-3),
+            grid=1,
+            optimizer=adam(2e-3),
             **{**small, "ema": EMAConfig(decay=0.8, start=10)},
         ),
-        self_forcing=SelfForcingStage(steps=100, optimizer=adam(3e-5, 0.5, b1=0.0, warmup=2), **distilled),
+        self_forcing=SelfForcingStage(steps=100, optimizer=adam(2e-5, 0.5, b1=0.0, warmup=2), **distilled),
         long=LongStage(
-            steps=50, new_latents=3, overlap=3, max_latents=12, optimizer=adam(3e-5, 1.0, b1=0.0, warmup=2), **distilled
+            steps=50, new_latents=3, overlap=3, max_latents=12, optimizer=adam(2e-5, 1.0, b1=0.0, warmup=2), **distilled
         ),
-        data=DataConfig(agent="hold", clips=512, validation_clips=16),
+        data=DataConfig(agent="hold", clips=384, validation_clips=16),
         run=RunConfig(log_every=10, save_every=500, validate_every=250, sample_every=0, control_clips=16),
     )
