@@ -48,9 +48,9 @@ PIXELS = 32_000_000  # of a picture that a guest sends
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _LEVELS = ((90, 1), (75, 1), (55, 1), (40, 2), (30, 3))  # JPEG quality, and every how manieth frame is sent
 _BEHIND = 1.0  # seconds of chunks on their way after which a line is slow
-_LOST = 4.0  # after which it is sent nothing until it has caught up
+_LOST = 4.0  # after which it is sent nothing, and waited for, until it has caught up
 _WAITING = 4  # chunks that wait to be encoded; more are a line that takes nothing
-_SENDING = 0.012  # seconds in which a chunk's first frames are encoded and sent, before they are due
+_SENDING = 0.012  # seconds that it takes at first until a chunk's first frame is encoded and sent
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:;"
     " frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -153,7 +153,18 @@ class Line:
         self._waiting: collections.deque[Shown | Ended] = collections.deque()
         self._some = asyncio.Event()
         self._times: collections.deque[tuple[int, float]] = collections.deque()  # chunks on their way
-        self._level, self._good = 0, 0
+        self._level, self._good, self._epoch = 0, 0, 0
+        self.waited_for = False  # its stream stands still until it has caught up
+
+    @property
+    def behind(self) -> float:
+        """Seconds since the oldest chunk was sent that has not arrived."""
+        return time.monotonic() - self._times[0][1] if self._times else 0.0
+
+    @property
+    def lost(self) -> bool:
+        """Whether it takes nothing."""
+        return self.behind > _LOST
 
     def put(self, what: Shown | Ended) -> None:
         """Queues a chunk; the oldest goes where the line takes none."""
@@ -216,19 +227,24 @@ class Line:
                 late=round(shown.late, 4),
             )
         )
-        now = time.monotonic()
-        behind = now - self._times[0][1] if self._times else 0.0
-        if behind > _BEHIND:
+        if shown.epoch != self._epoch:  # what was on its way is void, and perhaps of higher numbers than what comes
+            self._epoch = shown.epoch
+            self._times.clear()
+        if self.behind > _BEHIND:
             self._level, self._good = min(self._level + 1, len(_LEVELS) - 1), 0
-        if behind > _LOST:
+        if self.lost:
             server.metrics.dropped.inc(count)
             return
         quality, stride = _LEVELS[self._level]
-        self._times.append((shown.chunk, now))
+        prompt = not self._times
+        self._times.append((shown.chunk, time.monotonic()))
         loop = asyncio.get_running_loop()
         for place in range(0, count, stride):
             encoded = await loop.run_in_executor(server.encoders, _jpeg, shown.frames[place], quality)
-            due = shown.due + place / server.fps - server.clock()
+            now = server.clock()
+            if prompt and place == 0 and server.pool is not None:
+                server.pool.sending.add(now - shown.ready)
+            due = shown.due + place / server.fps - now
             message = protocol.frame(shown.epoch, shown.first + place, shown.chunk, 1000 * due, encoded)
             if self.socket.application_state is not WebSocketState.CONNECTED:
                 return
@@ -305,7 +321,7 @@ class Server:
         """Loads and compiles, in a thread of its own; what fails is said to whoever waits."""
         try:
             self.model = self._load()
-            pool = Pool(self.model.cfg, self.cfg.places, rewind=self.cfg.rewind, margin=_SENDING)
+            pool = Pool(self.model.cfg, self.cfg.places, rewind=self.cfg.rewind, sending=_SENDING)
             self.stage = "first picture"
             first = self._first = self._first_opening()
             self.stage = "compiling"
@@ -333,6 +349,8 @@ class Server:
                 elif guest.line is not None and now - guest.heard > self.cfg.idle:
                     await guest.line.close("idle", "nothing was pressed for too long: the place is free again")
                     await self._dismiss(guest)
+                elif guest.line is not None and guest.line.lost:
+                    await self._wait_for(guest.line, guest)
 
     async def _dismiss(self, guest: Guest) -> None:
         self.guests.pop(guest.key, None)
@@ -415,6 +433,17 @@ class Server:
             with contextlib.suppress(InputError):
                 await self._call(guest.player.pause)
                 guest.player.controls.release(self.clock())
+
+    async def _wait_for(self, line: Line, guest: Guest) -> None:
+        """Nothing arrives: the stream stands still, and goes on when all that was sent has arrived."""
+        if not guest.seated.paused:
+            line.waited_for = True
+            with contextlib.suppress(InputError):
+                await self._call(guest.seated.pause)
+
+    async def _caught_up(self, line: Line, guest: Guest) -> None:
+        line.waited_for = False
+        await self._answer(line, self._call(guest.seated.resume), guest)
 
     async def _greet(self, line: Line) -> Guest | None:
         """The guest that a line belongs to, once the world is there; None where it gets none."""
@@ -542,6 +571,8 @@ class Server:
                 line.acknowledge(message.chunk)
                 if message.delay >= 0:
                     self.metrics.delay.observe(message.delay / 1000)
+                if line.waited_for and not line.behind:
+                    await self._caught_up(line, guest)
             elif isinstance(message, protocol.Ping):
                 await line.send(tell("pong", time=message.time))
             elif isinstance(message, protocol.Hello):
@@ -558,6 +589,8 @@ class Server:
             guest.seated.controls.put(message.number, self.clock(), message.held, turn)
         except InputError as error:
             raise Malformed(str(error)) from None
+        if guest.seated.paused:
+            guest.seated.controls.skip(self.clock())  # nobody reads it
 
     async def _answer(self, line: Line, work: Awaitable[None], guest: Guest) -> None:
         """Does `work` and says how the stream stands then, or why it was not done."""
@@ -575,6 +608,7 @@ class Server:
         elif isinstance(message, protocol.Begin):
             await self._restart(guest, message.picture, message.seed)
         elif isinstance(message, protocol.Pause):
+            line.waited_for = False
             await self._call(player.pause if message.on else player.resume)
         elif isinstance(message, protocol.Save):
             if not 0 <= message.slot < self.cfg.saves:

@@ -89,8 +89,30 @@ class Shown(NamedTuple):
     first: int  # number of the first frame; 0 is the picture
     epoch: int  # jumps of this player so far: what comes from before the last is void
     due: float  # when the first frame is to be seen
+    ready: float  # when the frames were there
     seconds: float  # from reading the rows to having the frames
     late: float  # seconds by which the device missed the time
+
+
+class Duration:
+    """What something takes, reckoned from what it took of late, as networks do with their round trips. Seconds."""
+
+    def __init__(self, seconds: float = 0.0):
+        self.begin(seconds)
+
+    def begin(self, seconds: float) -> None:
+        """The first of them."""
+        self._mean, self._spread = seconds, seconds / 8
+
+    def add(self, seconds: float) -> None:
+        """One more."""
+        self._spread += _SMOOTHING * (abs(seconds - self._mean) - self._spread)
+        self._mean += _SMOOTHING * (seconds - self._mean)
+
+    @property
+    def likely(self) -> float:
+        """What hardly any takes longer than."""
+        return self._mean + 2 * self._spread
 
 
 class Ended(NamedTuple):
@@ -188,9 +210,18 @@ class Player:
             self._pool.players.remove(self)
             self.log.close()
 
-    def show(self, shown: Shown, seat: int, width: int) -> None:
-        """Hands a chunk out, which was computed in row `seat` of `width`; the pool's to call."""
+    def show(self, shown: Shown, finite: bool) -> None:
+        """Hands a chunk out; the pool's to call.
+
+        Raises:
+            InputError: it is not `finite`.
+        """
+        if not finite:
+            raise InputError("the frames are no numbers any more: the weights or the state are damaged")
         self._sink(shown)
+
+    def note(self, shown: Shown, seat: int, width: int) -> None:
+        """Writes down a chunk that was handed out, and was computed in row `seat` of `width`; the pool's to call."""
         line = self.log.chunk(shown.chunk, seat, width, shown.rows, shown.applied, shown.frames)
         self._history.append(Moment(None, shown.chunk + 1, line))
         if (self._history.maxlen or 0) > 1:
@@ -224,11 +255,12 @@ class Pool:
         *,
         rewind: int = 60,
         memory: int = 2**29,
-        margin: float = 0.0,
+        sending: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ):
         """`places`: players at a time; `rewind`: chunks that each can go back, as far as they all fit into `memory`
-        bytes of the device; `margin`: seconds that chunks are there before they are due, for whoever has to send them.
+        bytes of the device; `sending`: seconds that it takes at first to send a chunk's first frames, before which they
+        are there (`self.sending`, to which whoever sends them adds what it takes).
 
         Raises:
             InputError: there are no places or too many, or less than no memory.
@@ -238,15 +270,19 @@ class Pool:
         self.cfg, self.places, self.clock = cfg, places, clock
         self.players: list[Player] = []
         self.chunks = self.late = 0  # computed, and of these after their time
-        self.lead = 0.0  # seconds before a chunk is due at which its rows are read
-        self._margin = margin
+        self.sending, self._computing = Duration(sending), Duration()
         self._rewind, self._bytes, self._period = rewind, memory, cfg.chunk_frames / cfg.fps
         self._session: Session | None = None
         self._seats: list[Player | None] = []
-        self._due, self._mean, self._spread = 0.0, 0.0, 0.0
+        self._due = 0.0
         self._widest = 0  # width up to which all is compiled
         self._calls: collections.deque = collections.deque()
         self._wake, self._thread, self._stopped = threading.Condition(), None, False
+
+    @property
+    def lead(self) -> float:
+        """Seconds before a chunk is due at which its rows are read."""
+        return min(self._computing.likely + self.sending.likely, self._period)
 
     @property
     def widths(self) -> list[int]:
@@ -271,8 +307,7 @@ class Pool:
                 seconds = self.clock() - started
             jax.block_until_ready(batch.take([0]).state)
             if width == 1:
-                self._mean, self._spread = seconds, seconds / 8
-                self.lead = min(self._mean + 2 * self._spread + self._margin, self._period)
+                self._computing.begin(seconds)
             self._widest = max(self._widest, width)
             self._notify()
 
@@ -436,34 +471,48 @@ class Pool:
         frames, finite = chunk.fetch(check=False), chunk.finite
         ready = self.clock()
         seconds, late = ready - started, max(0.0, ready - self._due)
-        self._expect(seconds)
+        self._computing.add(seconds)
         self.chunks, self.late = self.chunks + 1, self.late + (late > 1 / cfg.fps)
         self._due += late
-        seats = list(enumerate(self._seats))
-        for row, player in seats:
-            if player is None:
-                continue
-            blank = cfg.chunk_frames - len(frames[row])
-            due = max(self._due + blank / cfg.fps, player.free_at)
-            player.free_at = due + len(frames[row]) / cfg.fps
-            first = player.chunk * cfg.chunk_frames - (cfg.vae.temporal_stride - 1) + blank
-            shown = Shown(
-                frames[row], rows[row], applied[row], player.chunk, first, player.epoch, due, seconds, late
-            )  # fmt: skip
-            try:
-                if not finite[row]:
-                    raise InputError("the frames are no numbers any more: the weights or the state are damaged")
-                player.show(shown, row, len(seats))
-            except Exception as error:  # it concerns this player alone
-                player.end(str(error) or type(error).__name__)
+        chunks = [
+            (row, player, self._shown(player, frames[row], rows[row], applied[row], ready, seconds, late))
+            for row, player in enumerate(self._seats)
+            if player is not None
+        ]
+        for row, player, shown in chunks:
+            _for_one(player, player.show, shown, bool(finite[row]))
+        # They are sent while the cache is written, and written down then: both take Python.
+        jax.block_until_ready(session.state)
+        for row, player, shown in chunks:
+            if player.joined:
+                _for_one(player, player.note, shown, row, len(self._seats))
         self._due += self._period
 
-    def _expect(self, seconds: float) -> None:
-        """Reckons with what chunks took of late, as networks do with their round trips."""
-        self._spread += _SMOOTHING * (abs(seconds - self._mean) - self._spread)
-        self._mean += _SMOOTHING * (seconds - self._mean)
-        self.lead = min(self._mean + 2 * self._spread + self._margin, self._period)
+    def _shown(
+        self,
+        player: Player,
+        frames: UInt8[np.ndarray, "f h w 3"],
+        rows: Actions,
+        applied: list[Applied],
+        ready: float,
+        seconds: float,
+        late: float,
+    ) -> Shown:
+        cfg = self.cfg
+        blank = cfg.chunk_frames - len(frames)
+        due = max(self._due + blank / cfg.fps, player.free_at)
+        player.free_at = due + len(frames) / cfg.fps
+        first = player.chunk * cfg.chunk_frames - (cfg.vae.temporal_stride - 1) + blank
+        return Shown(frames, rows, applied, player.chunk, first, player.epoch, due, ready, seconds, late)
 
 
 def _chunks(stream: Session) -> int:
     return int(stream.position[0]) // stream.world.cfg.dit.chunk
+
+
+def _for_one(player: Player, function: Callable, *args) -> None:
+    """Calls it, and ends the player alone where that fails."""
+    try:
+        function(*args)
+    except Exception as error:
+        player.end(str(error) or type(error).__name__)

@@ -230,17 +230,61 @@ def test_garbage_ends_its_own_session_and_no_other(port, served):
         player.walk(3)
 
 
-def test_a_reader_that_stalls_is_sent_less_and_holds_nobody_up(port, served):
+def test_a_reader_that_stalls_holds_nobody_up_and_is_waited_for(port, served):
     server, _ = served
     with Client(port) as player, Client(port) as stalled:
         player.next("welcome")
-        stalled.next("welcome")
+        key = stalled.next("welcome")["key"]
         dropped = server.metrics.dropped._value.get()
         begun, first = time.monotonic(), server.pool.chunks
         player.walk(24)  # 5.6 seconds; the other one acknowledges nothing
         assert server.metrics.dropped._value.get() > dropped
         assert server.pool.chunks - first >= 22
         assert time.monotonic() - begun < 12
+        waiting = server.guests[key].player
+        assert waiting.paused
+        chunk = waiting.chunk
+        player.walk(3)
+        assert waiting.chunk == chunk  # nothing is computed that nobody sees
+        stalled.send("ack", chunk=chunk)
+        assert not stalled.next("state")["paused"]
+        stalled.walk(3)
+        stalled.send("pause", on=True)  # his own pause is his own, whatever arrives then
+        assert stalled.next("state")["paused"]
+        stalled.send("ack", chunk=waiting.chunk)
+        time.sleep(0.3)
+        assert waiting.paused
+
+
+def test_what_was_on_its_way_before_a_jump_is_no_sign_of_a_slow_line(port, served):
+    server, _ = served
+    with Client(port) as player:
+        player.next("welcome")
+        player.walk(2)
+        player.send("save", slot=0)
+        player.walk(14)
+        player.next("receipt")  # and is not acknowledged
+        player.send("load", slot=0)
+        player.next("state")
+        dropped = server.metrics.dropped._value.get()
+        epoch = player.next("receipt")["epoch"]
+        assert epoch == 1
+        player.walk(10)  # more than the second after which a line is slow
+        assert server.metrics.dropped._value.get() == dropped
+
+
+def test_a_hand_may_move_while_the_world_stands_still(port, served):
+    server, _ = served
+    with Client(port) as player:
+        guest = server.guests[player.next("welcome")["key"]]
+        player.send("pause", on=True)
+        assert player.next("state")["paused"]
+        for number in range(5000):  # a minute and a half of a moving mouse
+            server._press(guest, protocol.Input(number, ["forward"], 0.0, 1.0))
+        player.send("pause", on=False)
+        assert not player.next("state")["paused"]
+        assert guest.player.controls.held == ("forward",)
+        player.walk(2)
 
 
 @pytest.mark.parametrize(("hello", "code"), [({"version": 99}, "version"), ({"token": "guess"}, "token")])

@@ -125,6 +125,7 @@ async function receive(data) {
 }
 
 function receipt(message) {
+  tell("ack", { chunk: message.chunk, ...(delays.length ? { delay: delays.at(-1) } : {}) });
   $("chunk").textContent = `${Math.round(1000 * message.seconds)} ms`;
   if (message.epoch !== pacer.epoch && message.epoch < pacer.epoch) return;
   for (const [input, frame] of message.inputs) receipts.push({ input, frame, epoch: message.epoch });
@@ -134,7 +135,6 @@ function receipt(message) {
     reach();
   }
   view.dataset.chunk = message.chunk;
-  tell("ack", { chunk: message.chunk, ...(delays.length ? { delay: delays.at(-1) } : {}) });
 }
 
 function draw(frame, now) {
