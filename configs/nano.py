@@ -50,22 +50,15 @@ def config() -> TrainConfig:
     return TrainConfig(
         name="nano",
         world=preset("nano"),
-        vae=VAEStage(steps=900, optimizer=adam(3e-3), **autoencoder),
+        vae=VAEStage(steps=850, optimizer=adam(3e-3), **autoencoder),
         taehv=VAEStage(steps=700, optimizer=muon(3e-3), **autoencoder),
         foundation=FoundationStage(
-            steps=1000, latents=6, starts=6, optimizer=muon(4e-3), num_action_layers=None, **small
+            steps=800, latents=6, starts=6, optimizer=muon(4e-3), num_action_layers=None, **small
         ),
-        causal=CausalStage(steps=200, latents=12, context_noise=0.3, optimizer=muon(3e-3), **small),
-        # What a prediction is drawn to is the average's: one that follows slowly brings what is known at low noise
-        # to pure noise only after many times its length.
-        few_step=FewStepStage(
-            steps=150,
-            latents=12,
-            context_noise=0.3,
-            grid=1,
-            optimizer=adam(2e-3),
-            **{**small, "ema": EMAConfig(decay=0.8, start=10)},
-        ),
+        # At more noise than it is sampled at: a student's first step is a leap from pure noise.
+        causal=CausalStage(steps=200, latents=12, shift=2.5, context_noise=0.3, optimizer=muon(3e-3), **small),
+        # Rows decide what is seen here, so that nothing need be distilled to predict it in few steps.
+        few_step=FewStepStage(steps=250, method="flow", latents=12, context_noise=0.3, optimizer=muon(2e-3), **small),
         self_forcing=SelfForcingStage(steps=100, optimizer=adam(2e-5, 0.5, b1=0.0, warmup=2), **distilled),
         long=LongStage(
             steps=50, new_latents=3, overlap=3, max_latents=12, optimizer=adam(2e-5, 1.0, b1=0.0, warmup=2), **distilled

@@ -148,19 +148,25 @@ class CausalStage(DiTStage):
 
 @dataclass(frozen=True)
 class FewStepStage(DiTStage):
-    """Stage 3b: few-step initialisation by causal consistency distillation or by regression on ODE pairs (2c and 2d).
+    """Stage 3b: few-step initialisation by causal consistency distillation or by regression on ODE pairs (2c and 2d),
+    or by flow matching at the student's levels alone, without a teacher.
 
     6 k steps at 6e-6 are the paper's. Regression makes its pairs as it goes, `batch` a step; the paper made 40 k
     beforehand.
     """
 
     steps: int = 6000
-    method: Literal["consistency", "ode"] = "consistency"
+    method: Literal["consistency", "ode", "flow"] = "consistency"
     context_noise: float = 0.0  # as the causal stage's
     grid: int = 48  # noise levels of the teacher's trajectory; the student's own levels are inserted exactly
     guidance: float = 1.0  # 1 is the conditional teacher alone
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=6e-6, b1=0.0, b2=0.999))
     ema: EMAConfig | None = field(default_factory=EMAConfig)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.method == "flow" and self.guidance != 1:
+            raise ValueError("method=flow has no teacher that could be guided")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from mgjax.feeds.encode import encode_clips
 from mgjax.feeds.encode_dataset import LatentFeed, is_encoded, latent_items
 from mgjax.feeds.resident import ResidentFeed
 from mgjax.io.files import atomic_path
-from mgjax.train_config import TrainConfig
+from mgjax.train_config import DiTStage, TrainConfig
 from mgjax.types import ClipBatch, VideoBatch
 
 _PART = 16  # clips played and encoded at a time
@@ -51,7 +51,7 @@ def make(
     encode = videos if pixels else clip_encoder(cfg.world, frozen, dtype)
     played = (lambda window: VideoBatch(window.frames)) if pixels else encode
     if cfg.data.path is None:
-        how = frames, played, jax.tree.structure(spec), dtype, cache
+        how = frames if pixels else longest(cfg), played, spec, dtype, cache
         train = _played(cfg, cfg.data.clips, cfg.data.seed, *how)
         held_out = _played(cfg, cfg.data.validation_clips, cfg.data.seed + 1, *how)
         return (
@@ -93,6 +93,12 @@ def make(
         return train, None
     validation = recordings([cfg.data.validation_path], 0)
     return train, lambda rows, batch: next(validation(rows, batch))
+
+
+def longest(cfg: TrainConfig) -> int:
+    """Frames of the longest clips that a stage of the DiT takes."""
+    latents = max(stage.clip_latents for stage in cfg.stages().values() if isinstance(stage, DiTStage))
+    return 1 + cfg.world.vae.temporal_stride * (latents - 1)
 
 
 def _holds_latents(folders: Sequence[str]) -> bool:
@@ -150,9 +156,10 @@ def _player(cfg: TrainConfig, seed: int, frames: int) -> Callable[[int], Window]
 
 
 def _played(
-    cfg: TrainConfig, count: int, seed: int, frames: int, encode: Callable, structure: Any, dtype: str, cache: Path
+    cfg: TrainConfig, count: int, seed: int, frames: int, encode: Callable, spec: Any, dtype: str, cache: Path
 ) -> Any:
-    """`count` clips of the config's engine as the stage takes them, from `cache` if they were played before."""
+    """`count` clips of the config's engine as a stage takes them (`spec`), from `cache` if they were played before: the
+    first frames of longer ones (`frames`), which are encoded once for all stages."""
     decisive = f"{cfg.data.mouse_scale} {cfg.world.control} {cfg.world.dit.action} {dtype}"
     mark = sha256(decisive.encode()).hexdigest()[:8]
     path = cache / f"{cfg.data.engine}-{cfg.data.agent}-{frames}-{count}-{seed}-{mark}.npz"
@@ -167,7 +174,10 @@ def _played(
         with atomic_path(path) as temporary:
             np.savez(temporary, *(np.concatenate(leaves) for leaves in zip(*parts, strict=True)))
     with np.load(path) as arrays:
-        return jax.tree.unflatten(structure, [arrays[name] for name in arrays.files])
+        leaves = [arrays[name] for name in arrays.files]
+    # What is made of a clip's first frames is first in what is made of the clip: its encoders are causal.
+    cut = [leaf[:, : shape.shape[1]] for leaf, shape in zip(leaves, jax.tree.leaves(spec), strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(spec), cut)
 
 
 class MemoryFeed:

@@ -1,8 +1,10 @@
 """Stage 3b: from the causal student, which needs many steps, to one that starts well with few (training page 2c and
 2d).
 
-Both methods have the causal student itself as teacher and the clean past in sight: a bidirectional teacher's
-trajectories are no function of what a causal student sees (arXiv:2602.02214).
+Two methods have the causal student itself as teacher and the clean past in sight: a bidirectional teacher's
+trajectories are no function of what a causal student sees (arXiv:2602.02214). The third has no teacher: it fits the
+clips at the student's own levels, which alone are asked of it. Where the rows decide what is seen that is the shortest
+way; where they do not, the first step from pure noise is the mean of what may follow, and blurs.
 """
 
 from typing import NamedTuple
@@ -13,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from mgjax.config import WorldConfig
 from mgjax.diffusion.consistency import consistency_loss, grid, nodes, regression_loss, trajectory
-from mgjax.diffusion.flow import clean, guided
+from mgjax.diffusion.flow import add_noise, clean, flow_loss, guided
 from mgjax.diffusion.schedule import step_sigmas
 from mgjax.models import dit
 from mgjax.train.parts.fit import fit_stage, per_frame
@@ -40,7 +42,8 @@ class Draws(NamedTuple):
 
 def make_stage(cfg: FewStepStage, world: WorldConfig) -> Stage:
     net = network_of(world, cfg.dtype, cfg.attention, cfg.remat)
-    return _regression(cfg, world, net) if cfg.method == "ode" else _consistency(cfg, world, net)
+    make = {"consistency": _consistency, "ode": _regression, "flow": _flow}[cfg.method]
+    return make(cfg, world, net)
 
 
 def _teacher(cfg: FewStepStage, net: Network, weights, clips: ClipBatch, past: PastNoise | None = None):
@@ -150,3 +153,23 @@ def _regression(cfg: FewStepStage, world: WorldConfig, net: Network) -> Stage:
 
     evaluate = _one_step_errors(net, world)
     return fit_stage("few_step", cfg, world, net.dit, draw, loss, evaluate, prepare=prepare)
+
+
+def _flow(cfg: FewStepStage, world: WorldConfig, net: Network) -> Stage:
+    levels = jnp.asarray(_student_levels(world), jnp.float32)
+
+    def draw(state, clips):
+        return Draws(
+            noise=jax.random.normal(fold(state, "noise"), clips.latents.shape),
+            level=_draw_levels(fold(state, "level"), clips, net, len(levels)),
+            past=draw_past(fold(state, "context"), clips, cfg.context_noise),
+        )
+
+    def loss(weights, state, piece):
+        clips, draws = piece
+        sigma = levels[draws.level]
+        x = add_noise(clips.latents, draws.noise, sigma)
+        v = forced(net, clips.latents, draws.past)(weights, x, sigma, clips)
+        return flow_loss(v, clips.latents, draws.noise), {}
+
+    return fit_stage("few_step", cfg, world, net.dit, draw, loss, _one_step_errors(net, world))

@@ -201,6 +201,20 @@ def test_consistency_steps_with_lora_learn_and_keep_the_base(default):
     assert tiny.relative(exported, default.params) > 1e-3
 
 
+def test_flow_steps_learn_at_the_levels_of_the_student_and_no_others(default):
+    cfg = FewStepStage(**COMMON, method="flow", ema=None)
+    stage = few_step.make_stage(cfg, default.world)
+    batch = tiny.clips(default.world, 4, FRAMES)
+    stage, state, losses = run(stage, batch, 25, {"dit": default.params})
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    assert state.teacher is None
+    other = causal.make_stage(CausalStage(**COMMON, levels="few", ema=None), default.world)
+    first = jax.jit(other.step)(jax.jit(other.init)(jax.random.key(0), {"dit": default.params}), batch)[1]
+    np.testing.assert_allclose(losses[0], first["loss"], rtol=1e-4)  # what stage causal does at few levels
+    with pytest.raises(ValueError, match="no teacher"):
+        FewStepStage(method="flow", guidance=2.0)
+
+
 def test_t2_8_and_t2_9_ode_pairs_and_their_regression(default):
     """The kept states begin with pure noise and are followed by the teacher's own trajectory; regression on them
     learns.
