@@ -50,10 +50,10 @@ def config() -> TrainConfig:
     return TrainConfig(
         name="nano",
         world=preset("nano"),
-        vae=VAEStage(steps=850, optimizer=adam(3e-3), **autoencoder),
+        vae=VAEStage(steps=620, optimizer=muon(3e-3), **autoencoder),
         taehv=VAEStage(steps=700, optimizer=muon(3e-3), **autoencoder),
         foundation=FoundationStage(
-            steps=800, latents=6, starts=6, optimizer=muon(4e-3), num_action_layers=None, **small
+            steps=600, latents=6, starts=6, optimizer=muon(4e-3), num_action_layers=None, **small
         ),
         # At more noise than it is sampled at: a student's first step is a leap from pure noise.
         causal=CausalStage(steps=200, latents=12, shift=2.5, context_noise=0.3, optimizer=muon(3e-3), **small),
