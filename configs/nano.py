@@ -2,10 +2,10 @@
 
     mgjax train configs/nano.py --stage all --out runs/nano
 
-Expect: a quarter of an hour of two cores (BENCHMARKS.md), a loss that falls in every stage (OUT/STAGE/curves.png), a
-table that says of every stage whether it holds (of the last three not yet: their errors are a quarter above their
-teacher's), and weights in OUT/long/weights, which `mgjax generate --weights` runs; `mgjax convert OUT/long/weights TO
---dtype bfloat16` halves them to the 1.8 MB of those that come with mgjax. More steps make a better world.
+Expect: 20 minutes of two cores, five of them compilation that a second run does without (BENCHMARKS.md), a loss that
+falls in every stage (OUT/STAGE/curves.png), a table that says of every stage whether it holds, and weights in
+OUT/long/weights, which `mgjax generate --weights` runs; `mgjax convert OUT/long/weights TO --dtype bfloat16` halves
+them to the 1.8 MB of those that come with mgjax. More steps make a better world.
 
 The weights that come with mgjax are those of stage self_forcing after about an hour of one to two busy cores:
 
@@ -13,8 +13,8 @@ The weights that come with mgjax are those of stage self_forcing after about an 
 
 with N = 450 (vae, at learning_rate=0.002 and decay=1) and 200 (taehv), both from those that came with mgjax before,
 which had taken a quarter of an hour; then from nothing 3400 (foundation), 330 (causal), 150 (few_step) and 80
-(self_forcing). That was with AdamW in every stage, and before few_step.grid (then 16), vae.kl_weight (1e-4) and the
-rates of self_forcing and long (1e-4) became what they are.
+(self_forcing). That was with AdamW in every stage, few_step by consistency (grid=16), and before vae.kl_weight (1e-4)
+and the rates of self_forcing and long (1e-4) became what they are.
 """
 
 from mgjax.config import preset
@@ -50,10 +50,10 @@ def config() -> TrainConfig:
     return TrainConfig(
         name="nano",
         world=preset("nano"),
-        vae=VAEStage(steps=620, optimizer=muon(3e-3), **autoencoder),
+        vae=VAEStage(steps=850, optimizer=adam(3e-3), **autoencoder),
         taehv=VAEStage(steps=700, optimizer=muon(3e-3), **autoencoder),
         foundation=FoundationStage(
-            steps=600, latents=6, starts=6, optimizer=muon(4e-3), num_action_layers=None, **small
+            steps=800, latents=6, starts=6, optimizer=muon(4e-3), num_action_layers=None, **small
         ),
         # At more noise than it is sampled at: a student's first step is a leap from pure noise.
         causal=CausalStage(steps=200, latents=12, shift=2.5, context_noise=0.3, optimizer=muon(3e-3), **small),
