@@ -98,10 +98,7 @@ class Duration:
     """What something takes, reckoned from what it took of late, as networks do with their round trips. Seconds."""
 
     def __init__(self, seconds: float = 0.0):
-        self.begin(seconds)
-
-    def begin(self, seconds: float) -> None:
-        """The first of them."""
+        """`seconds`: the first of them."""
         self._mean, self._spread = seconds, seconds / 8
 
     def add(self, seconds: float) -> None:
@@ -307,7 +304,7 @@ class Pool:
                 seconds = self.clock() - started
             jax.block_until_ready(batch.take([0]).state)
             if width == 1:
-                self._computing.begin(seconds)
+                self._computing = Duration(seconds)
             self._widest = max(self._widest, width)
             self._notify()
 

@@ -131,10 +131,10 @@ def abstract_state(stage: Stage, mesh: Mesh, pretrained: dict) -> TrainState:
 
 
 def _compiler_options(mesh: Mesh) -> dict | None:
-    """On a CPU XLA's first level of optimisation: the third, its default, compiles half as long again for steps that
-    are no faster."""
-    unasked = mesh.devices.flat[0].platform != "cpu" or jax.config.read("jax_disable_most_optimizations")
-    return None if unasked else {"xla_backend_optimization_level": 1}
+    """On a CPU XLA's first level of optimisation: the third, its default, compiles up to half as long again for steps
+    that are no faster."""
+    first = mesh.devices.flat[0].platform == "cpu" and not jax.config.read("jax_disable_most_optimizations")
+    return {"xla_backend_optimization_level": 1} if first else None
 
 
 def jit_turns(
