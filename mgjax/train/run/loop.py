@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -79,15 +80,15 @@ def run(job: Job, cfg: RunConfig, folder: Path, *, resume: bool, copy: Copy | No
     feed = job.feed(sharding.local_rows(layout, job.batch), job.batch)
     state, nonfinite = _begin(job, checkpoints, feed)
     start = int(state.step)
-    programs = jit_turns(job.stage, job.mesh, state, _compiler_options(job.mesh))
-    prepare, evaluate = _preparer(job), _evaluator(job)
+    turns, evaluate = _compile(job, state)
+    prepare = _preparer(job)
     clock = processes.Clock(cfg.save_minutes * 60)
     with (
         processes.Starts(folder, start, cfg.max_starts),
         Log(folder, job.stage.name, start, job.steps, active=jax.process_index() == 0) as log,
         processes.Stop() as stop,
         processes.Watchdog(cfg.hang_s) as watchdog,
-        Profile(folder / "profile", start + max(_WARM, len(programs) + 1), cfg.profile) as profile,
+        Profile(folder / "profile", start + max(_WARM, len(turns) + 1), cfg.profile) as profile,
     ):
         watch = _Watch(job, cfg, folder, log, nonfinite, _work(job, state))
         if evaluate and start == 0:
@@ -96,10 +97,9 @@ def run(job: Job, cfg: RunConfig, folder: Path, *, resume: bool, copy: Copy | No
             profile.begins(step, state)
             rows = next(feed)
             with jax.set_mesh(job.mesh):
-                turn = programs[(step - 1) % len(programs)]
-                state, metrics = turn(state, prepare(step, sharding.place(rows, layout, job.batch)))
+                state, metrics = turns[(step - 1) % len(turns)](state, prepare(step, sharding.place(rows, layout, job.batch)))
             watch.saw(step, metrics, rows)
-            if step > start + len(programs):  # the first turns, which compile, are done
+            if step > start + len(turns):  # the first turns, which compile, are done
                 watchdog.alive()
             last, leave = step == job.steps, stop.wanted(step)
             late = step % cfg.log_every == 0 and clock.rang()
@@ -159,6 +159,23 @@ def jit_turns(
     return tuple(programs[turn] for turn in stage.turns)
 
 
+def _compile(job: Job, state: TrainState) -> tuple[tuple[Callable, ...], Callable[[TrainState], dict] | None]:
+    """The stage's turns and its evaluation, compiled. On a CPU side by side: for that XLA compiles on one core."""
+    programs = jit_turns(job.stage, job.mesh, state, _compiler_options(job.mesh))
+    evaluation = _evaluation(job)
+    layout = sharding.batch_sharding(job.mesh)
+
+    def lower(program: jax.stages.Wrapped, spec: Any) -> jax.stages.Lowered:
+        return program.lower(state, sharding.with_shardings(spec, jax.tree.map(lambda _: layout, spec)))
+
+    batch, held_out = step_spec(job.stage, job.pretrained, job.batch), job.stage.batch_spec(job.batch)
+    together = job.mesh.devices.flat[0].platform == "cpu" and jax.process_count() == 1
+    with jax.set_mesh(job.mesh), ThreadPoolExecutor(len(programs) + 1 if together else 1) as pool:
+        turns = {program: pool.submit(lower(program, batch).compile) for program in dict.fromkeys(programs)}
+        evaluate = pool.submit(lower(evaluation, held_out).compile) if evaluation else None
+    return tuple(turns[program].result() for program in programs), evaluate and _evaluator(job, evaluate.result())
+
+
 def _begin(job: Job, checkpoints: Checkpoints, feed: Feed) -> tuple[TrainState, int]:
     """The newest checkpoint that verifies, with the feed set to its place; else a new state."""
     pretrained = sharding.with_shardings(job.pretrained, sharding.tree_shardings(job.pretrained, job.mesh))
@@ -191,17 +208,22 @@ def _preparer(job: Job) -> Callable[[int, Any], Any]:
     return lambda step, clips: program(given, clips, np.uint32(job.seed), np.uint32(step))
 
 
-def _evaluator(job: Job) -> Callable[[TrainState], dict] | None:
-    """`stage.evaluate` on the held-out batch, which is read when first needed."""
-    read = job.held_out
-    if read is None:
+def _evaluation(job: Job) -> jax.stages.Wrapped | None:
+    """`stage.evaluate` on a held-out batch, in parts; None where nothing is held out."""
+    if job.held_out is None:
         return None
-    layout = sharding.batch_sharding(job.mesh)
 
     def in_parts(state, batch):
         return mean_over(lambda part: job.stage.evaluate(state, part), batch, job.accumulate)
 
-    program = jax.jit(in_parts, out_shardings=sharding.replicated(job.mesh))
+    return jax.jit(in_parts, out_shardings=sharding.replicated(job.mesh))
+
+
+def _evaluator(job: Job, program: Callable[[TrainState, Any], dict]) -> Callable[[TrainState], dict]:
+    """`program` on the held-out batch, which is read when first needed."""
+    read = job.held_out
+    assert read is not None  # its program was made
+    layout = sharding.batch_sharding(job.mesh)
     held_out = []
 
     def evaluate(state):
