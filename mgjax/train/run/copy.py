@@ -19,7 +19,7 @@ from mgjax.io import stores
 from mgjax.io.files import atomic_path
 
 _SUMMARY, _CHECKPOINTS, _WEIGHTS = "summary.json", "checkpoints", "weights"
-_OWN = ("clips", "profile")  # folders that are the machine's own: latents that it encodes again, traces
+_PROFILE = "profile"  # traces, which are the machine's own
 _THREADS = 4  # files at a time, each of them whole in memory
 _log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Copy:
         summary = folder / _SUMMARY
         if stores.read(self._store, self._key(summary)) == summary.read_bytes():
             return
-        within = (file for file in _files(folder) if file.relative_to(folder).parts[0] not in (_CHECKPOINTS, *_OWN))
+        within = (file for file in _files(folder) if file.relative_to(folder).parts[0] not in (_CHECKPOINTS, _PROFILE))
         self._put([file for file in within if file != summary])
         self._put([summary])
 

@@ -104,8 +104,9 @@ def test_finished_stages_travel_and_go_on(tiny, tiny_weights, tmp_path, monkeypa
     store, first = tmp_path / "store", tmp_path / "first"
     stage = first / "foundation"
     shutil.copytree(tiny_weights, stage / "weights")
-    (stage / "clips").mkdir()
-    (stage / "clips" / "latents").write_text("this machine's")
+    for own in (stage / "profile", first / "clips"):
+        own.mkdir()
+        (own / "file").write_text("this machine's")
     (stage / "summary.json").write_text(json.dumps({"steps": 8}))
     cfg = TrainConfig(
         "small", world=tiny, foundation=FoundationStage(steps=8), run=dataclasses.replace(RUN, copy_to=str(store))
@@ -118,7 +119,8 @@ def test_finished_stages_travel_and_go_on(tiny, tiny_weights, tmp_path, monkeypa
     assert names(tmp_path / "second" / "foundation" / "weights") == names(tiny_weights)
     assert checkpoint.read_config(tmp_path / "second" / "foundation" / "weights") == tiny
     assert not (tmp_path / "second" / "foundation" / "checkpoints").exists()  # nobody wants it
-    assert not (tmp_path / "second" / "foundation" / "clips").exists()
+    assert not (tmp_path / "second" / "foundation" / "profile").exists()
+    assert not (tmp_path / "second" / "clips").exists()
     with pytest.raises(InputError, match="holds a run of foundation already"):
         ladder.train_stage(cfg, "foundation", tmp_path / "third", resume=False)
 
