@@ -216,7 +216,8 @@ def _evaluation(job: Job) -> jax.stages.Wrapped | None:
     def in_parts(state, batch):
         return mean_over(lambda part: job.stage.evaluate(state, part), batch, job.accumulate)
 
-    return jax.jit(in_parts, out_shardings=sharding.replicated(job.mesh))
+    options = _compiler_options(job.mesh)
+    return jax.jit(in_parts, out_shardings=sharding.replicated(job.mesh), compiler_options=options)
 
 
 def _evaluator(job: Job, program: Callable[[TrainState, Any], dict]) -> Callable[[TrainState], dict]:
