@@ -2,8 +2,8 @@
 
     mgjax train configs/nano.py --stage all --out runs/nano
 
-Expect: 20 minutes of two cores, three of them compilation that a second run does without (BENCHMARKS.md), a loss that
-falls in every stage (OUT/STAGE/curves.png), a table that says of every stage whether it holds, and weights in
+Expect: a quarter of an hour of two cores, three minutes of it compilation that a second run does without (BENCHMARKS.md),
+a loss that falls in every stage (OUT/STAGE/curves.png), a table that says of every stage whether it holds, and weights in
 OUT/long/weights, which `mgjax generate --weights` runs; `mgjax convert OUT/long/weights TO --dtype bfloat16` halves
 them to the 1.8 MB of those that come with mgjax. More steps make a better world.
 
@@ -50,8 +50,8 @@ def config() -> TrainConfig:
     return TrainConfig(
         name="nano",
         world=preset("nano"),
-        vae=VAEStage(steps=850, optimizer=adam(3e-3), **autoencoder),
-        taehv=VAEStage(steps=700, optimizer=muon(3e-3), **autoencoder),
+        vae=VAEStage(steps=640, optimizer=muon(3e-3), **autoencoder),
+        taehv=VAEStage(steps=620, optimizer=muon(3e-3), **autoencoder),
         foundation=FoundationStage(
             steps=800, latents=6, starts=6, optimizer=muon(4e-3), num_action_layers=None, **small
         ),
