@@ -97,7 +97,8 @@ def run(job: Job, cfg: RunConfig, folder: Path, *, resume: bool, copy: Copy | No
             profile.begins(step, state)
             rows = next(feed)
             with jax.set_mesh(job.mesh):
-                state, metrics = turns[(step - 1) % len(turns)](state, prepare(step, sharding.place(rows, layout, job.batch)))
+                turn = turns[(step - 1) % len(turns)]
+                state, metrics = turn(state, prepare(step, sharding.place(rows, layout, job.batch)))
             watch.saw(step, metrics, rows)
             if step > start + len(turns):  # the first turns, which compile, are done
                 watchdog.alive()
