@@ -234,14 +234,14 @@ def _open_once(path: Path, tree: dict) -> None:
 
 
 def _component(folder: Path, component: str, verify: bool) -> Path:
-    """The component's checkpoint, as an absolute path, which is what TensorStore takes."""
+    """The component's checkpoint, as an absolute path without "..", which is what TensorStore takes."""
     folder = Path(folder)
     there = components(folder)
     if component not in there:
         raise InputError(f"{folder} holds no {component} weights, only {', '.join(there) or 'none'}")
     if verify:
         _verify(folder, component)
-    return (folder / component).absolute()
+    return (folder / component).resolve()
 
 
 def _verify(folder: Path, component: str) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,17 @@ def test_any_name_of_a_folder(tmp_path, name):
     _assert_equal(jax.tree.map(lambda leaf: leaf.read(), lazy), _tree())
     folder.rename(elsewhere)
     _assert_equal(checkpoint.load(elsewhere, "dit"), _tree())
+
+
+def test_a_folder_beside_the_working_one(tmp_path, monkeypatch):
+    """TensorStore takes no path with ".." in it."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for folder in ("../world", "../w [v2]"):
+        checkpoint.save(Path(folder), preset("nano"), {"dit": _tree()})
+        _assert_equal(checkpoint.load(Path(folder), "dit"), _tree())
+        _assert_equal(jax.tree.map(lambda leaf: leaf.read(), checkpoint.load_lazy(Path(folder), "dit")), _tree())
+    assert sorted(os.listdir(tmp_path)) == ["here", "w [v2]", "world"]
 
 
 def test_a_link_to_a_folder(tmp_path):

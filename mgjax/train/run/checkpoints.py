@@ -35,7 +35,7 @@ class Checkpoints:
     sealed goes to the run's `copy`, if it has one."""
 
     def __init__(self, folder: Path, keep: int, copy: Copy | None = None):
-        self.folder, self.keep, self._copy = Path(folder).absolute(), keep, copy
+        self.folder, self.keep, self._copy = Path(folder).resolve(), keep, copy
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 

@@ -28,7 +28,7 @@ class Copy:
     """The copy at `url`, as of `mgjax.io.stores`, of the run in the folder `out`. One process of a job uses it."""
 
     def __init__(self, url: str, out: Path):
-        self._url, self._store, self._out = url, stores.open_store(url), Path(out).absolute()
+        self._url, self._store, self._out = url, stores.open_store(url), Path(out).resolve()
 
     def steps(self, stage: str) -> list[int]:
         """The steps of the checkpoints that are whole there, ascending."""
