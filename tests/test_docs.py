@@ -57,7 +57,7 @@ def test_notebooks_run_from_end_to_end(path, tmp_path):
     """As they stand; only the half hour of training is made short."""
     program = _program(path)
     if path.stem == "02_train_your_world":
-        full = "FRAMES, STEPS = 40_000, 400"
+        full = "FRAMES, STEPS = 40_000, 1000"
         assert full in program
         program = program.replace(full, "FRAMES, STEPS = 2600, 2")
     _run(program, tmp_path)
