@@ -72,7 +72,8 @@ def check_writable(path: Path, *, folder: bool = False, replace: bool = False) -
 
 @contextlib.contextmanager
 def literal_path(path: Path) -> Iterator[Path]:
-    """`path`, absolute and without ".."; where a folder on the way to it has characters of a pattern in its name, the same by a link.
+    """`path`, absolute and without ".."; where a folder on the way to it has characters of a pattern in its name, the
+    same by a link.
 
     For libraries that hand paths to `glob`: Orbax finds nothing of its own in a folder "w [v2]".
     """
