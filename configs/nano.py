@@ -2,7 +2,7 @@
 
     mgjax train configs/nano.py --stage all --out runs/nano
 
-Expect: a quarter of an hour of two cores, three of them compilation that a second run does without (BENCHMARKS.md),
+Expect: 15 minutes of two cores, three of them compilation that a second run does without (BENCHMARKS.md),
 a loss that falls in every stage (OUT/STAGE/curves.png), a table that says of every stage whether it holds, and weights
 in OUT/long/weights, which `mgjax generate --weights` runs; `mgjax convert OUT/long/weights TO --dtype bfloat16` halves
 them to the 1.8 MB of those that come with mgjax. More steps make a better world.

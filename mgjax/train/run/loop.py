@@ -80,7 +80,6 @@ def run(job: Job, cfg: RunConfig, folder: Path, *, resume: bool, copy: Copy | No
     feed = job.feed(sharding.local_rows(layout, job.batch), job.batch)
     state, nonfinite = _begin(job, checkpoints, feed)
     start = int(state.step)
-    turns, evaluate = _compile(job, state)
     prepare = _preparer(job)
     clock = processes.Clock(cfg.save_minutes * 60)
     with (
@@ -88,8 +87,10 @@ def run(job: Job, cfg: RunConfig, folder: Path, *, resume: bool, copy: Copy | No
         Log(folder, job.stage.name, start, job.steps, active=jax.process_index() == 0) as log,
         processes.Stop() as stop,
         processes.Watchdog(cfg.hang_s) as watchdog,
-        Profile(folder / "profile", start + max(_WARM, len(turns) + 1), cfg.profile) as profile,
+        Profile(folder / "profile", start + max(_WARM, len(job.stage.turns) + 1), cfg.profile) as profile,
     ):
+        turns, evaluation = _compile(job, state)  # within: a crash of the compiler counts as one
+        evaluate = _evaluator(job, evaluation)
         watch = _Watch(job, cfg, folder, log, nonfinite, _work(job, state))
         if evaluate and start == 0:
             log.write(0, "validation", _fetch(evaluate(state)))
@@ -100,7 +101,7 @@ def run(job: Job, cfg: RunConfig, folder: Path, *, resume: bool, copy: Copy | No
                 turn = turns[(step - 1) % len(turns)]
                 state, metrics = turn(state, prepare(step, sharding.place(rows, layout, job.batch)))
             watch.saw(step, metrics, rows)
-            if step > start + len(turns):  # the first turns, which compile, are done
+            if step > start + len(turns):  # the first of each, with all that they still compile, are done
                 watchdog.alive()
             last, leave = step == job.steps, stop.wanted(step)
             late = step % cfg.log_every == 0 and clock.rang()
@@ -160,21 +161,24 @@ def jit_turns(
     return tuple(programs[turn] for turn in stage.turns)
 
 
-def _compile(job: Job, state: TrainState) -> tuple[tuple[Callable, ...], Callable[[TrainState], dict] | None]:
-    """The stage's turns and its evaluation, compiled. On a CPU side by side: for that XLA compiles on one core."""
-    programs = jit_turns(job.stage, job.mesh, state, _compiler_options(job.mesh))
-    evaluation = _evaluation(job)
+def _compile(job: Job, state: TrainState) -> tuple[tuple[jax.stages.Compiled, ...], jax.stages.Compiled | None]:
+    """The stage's turns, and its evaluation where clips are held out. On a CPU they are compiled side by side: for that
+    XLA takes one core."""
+    turns = jit_turns(job.stage, job.mesh, state, _compiler_options(job.mesh))
+    specs = dict.fromkeys(turns, step_spec(job.stage, job.pretrained, job.batch))
+    evaluation = _jit_evaluation(job) if job.held_out else None
+    if evaluation:
+        specs[evaluation] = job.stage.batch_spec(job.batch)
     layout = sharding.batch_sharding(job.mesh)
 
     def lower(program: jax.stages.Wrapped, spec: Any) -> jax.stages.Lowered:
         return program.lower(state, sharding.with_shardings(spec, jax.tree.map(lambda _: layout, spec)))
 
-    batch, held_out = step_spec(job.stage, job.pretrained, job.batch), job.stage.batch_spec(job.batch)
     together = job.mesh.devices.flat[0].platform == "cpu" and jax.process_count() == 1
-    with jax.set_mesh(job.mesh), ThreadPoolExecutor(len(programs) + 1 if together else 1) as pool:
-        turns = {program: pool.submit(lower(program, batch).compile) for program in dict.fromkeys(programs)}
-        evaluate = pool.submit(lower(evaluation, held_out).compile) if evaluation else None
-    return tuple(turns[program].result() for program in programs), evaluate and _evaluator(job, evaluate.result())
+    with jax.set_mesh(job.mesh), ThreadPoolExecutor(len(specs) if together else 1) as pool:
+        futures = {program: pool.submit(lower(program, spec).compile) for program, spec in specs.items()}
+    compiled = {program: future.result() for program, future in futures.items()}
+    return tuple(compiled[turn] for turn in turns), compiled[evaluation] if evaluation else None
 
 
 def _begin(job: Job, checkpoints: Checkpoints, feed: Feed) -> tuple[TrainState, int]:
@@ -209,10 +213,8 @@ def _preparer(job: Job) -> Callable[[int, Any], Any]:
     return lambda step, clips: program(given, clips, np.uint32(job.seed), np.uint32(step))
 
 
-def _evaluation(job: Job) -> jax.stages.Wrapped | None:
-    """`stage.evaluate` on a held-out batch, in parts; None where nothing is held out."""
-    if job.held_out is None:
-        return None
+def _jit_evaluation(job: Job) -> jax.stages.Wrapped:
+    """`stage.evaluate` on a held-out batch, in parts."""
 
     def in_parts(state, batch):
         return mean_over(lambda part: job.stage.evaluate(state, part), batch, job.accumulate)
@@ -221,10 +223,11 @@ def _evaluation(job: Job) -> jax.stages.Wrapped | None:
     return jax.jit(in_parts, out_shardings=sharding.replicated(job.mesh), compiler_options=options)
 
 
-def _evaluator(job: Job, program: Callable[[TrainState, Any], dict]) -> Callable[[TrainState], dict]:
+def _evaluator(job: Job, program: Callable[[TrainState, Any], dict] | None) -> Callable[[TrainState], dict] | None:
     """`program` on the held-out batch, which is read when first needed."""
     read = job.held_out
-    assert read is not None  # its program was made
+    if read is None or program is None:
+        return None
     layout = sharding.batch_sharding(job.mesh)
     held_out = []
 

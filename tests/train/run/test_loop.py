@@ -114,6 +114,13 @@ def test_t5_9_one_program_for_all_steps(tmp_path, caplog):
     assert sum("Compiling jit(step)" in record.getMessage() for record in caplog.records) == 1
 
 
+def test_a_batch_of_another_shape_is_no_second_program(tmp_path):
+    """What was compiled before the first step is all that runs."""
+    narrow = {"x": np.zeros((toy.BATCH, 3), np.float32), "y": np.zeros((toy.BATCH, 3), np.float32)}
+    with pytest.raises(TypeError, match="compiled"):
+        loop.run(job(3)._replace(feed=lambda rows, batch: iter([narrow])), RUN, tmp_path, resume=False)
+
+
 def test_summary_has_config_versions_and_curves(tmp_path):
     run(tmp_path, 8)
     cfg = dataclasses.replace(TrainConfig("toy"), weights="somewhere")
@@ -186,6 +193,19 @@ def test_a_run_that_crashes_again_and_again_says_so(tmp_path, monkeypatch):
     (tmp_path / "starts.json").unlink()
     assert run(tmp_path, 6, cfg, resume=True).finished
     assert not (tmp_path / "starts.json").exists()
+
+
+def test_a_crash_of_the_compiler_counts_as_one(tmp_path, monkeypatch):
+    def crash(*_):
+        raise RuntimeError("out of memory")
+
+    cfg = dataclasses.replace(RUN, max_starts=2)
+    monkeypatch.setattr(loop, "jit_turns", crash)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            run(tmp_path, 6, cfg, resume=True)
+    with pytest.raises(InputError, match="2 starts in a row have ended after step 0"):
+        run(tmp_path, 6, cfg, resume=True)
 
 
 def test_a_gpu_is_told_what_training_wants_unless_somebody_has(monkeypatch, tmp_path):
