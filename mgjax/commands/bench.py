@@ -76,7 +76,7 @@ def main(
         suite: instead, all that is to be known of a GPU, in eight minutes at most: its ceilings, a chunk's parts with
             either decoder and for one and four streams (of universal, where no other model is named), and the error of
             its attention; or of a CPU, how much of what its products reach the denoising passes of small networks get,
-            shaped as universal, or another model. Needs --out.
+            shaped as universal, or another model, and how many tokens a second it trains on. Needs --out.
         out: the folder that --suite writes suite.json into, figure by figure.
     """
     _check_flags(locals())
@@ -297,6 +297,9 @@ def _tell_cpu(console, report: dict, title: str) -> None:
             rates = (f"{part[rate] / 1e9:.0f}" for rate in ("flops_per_s", "ceiling_flops_per_s"))
             table.add_row(key, f"{part['time_s']:.2f}", *rates, f"{part['share']:.2f}")
     console.print(table)
+    for key, part in report.items():
+        if "tokens_per_s" in part:
+            console.print(f"{key}: {part['tokens_per_s']:,.0f} tokens/s, {part['time_s']:.2f} s a step")
 
 
 def _cold(console, name, model, dtype, attention, decoder, trust_compiled, json) -> int:

@@ -1,5 +1,6 @@
 """What a device gives, in one run of minutes. Of a GPU: its ceilings, the parts of a chunk by decoder and number of
-streams, and how far its fast attention is from the plain one. Of a CPU: how much of what its products reach a DiT gets.
+streams, and how far its fast attention is from the plain one. Of a CPU: how much of what its products reach a DiT gets,
+and how many tokens a second a small one trains on.
 
 Every figure is written the moment it is there, so that a run that is cut short leaves what it had measured.
 """
@@ -18,11 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from mgjax import flops
-from mgjax.config import DecoderKind, DType, VAEConfig
+from mgjax.config import ActionConfig, DecoderKind, DiTConfig, DType, VAEConfig, WorldConfig
 from mgjax.eval import bench
 from mgjax.io.files import atomic_path
 from mgjax.models import dit, vae
 from mgjax.stream.session import Session
+from mgjax.train.parts.fit import clip_spec
+from mgjax.train.stages import causal
+from mgjax.train_config import CausalStage
 from mgjax.types import ImageCondition
 from mgjax.world import Params, World
 
@@ -33,6 +37,8 @@ _WIDTHS: tuple[tuple[int, int, DType], ...] = (
     (512, 8, "float32"),
     (512, 8, "bfloat16"),
 )
+_TRAINED = ((256, 2), (384, 4))  # width and patch
+_CLIPS = 8, 12  # that a training step takes, and latent frames of each
 _STREAMS: tuple[tuple[DecoderKind, int], ...] = (("vae", 1), ("taehv", 1), ("taehv", 4), ("vae", 4))
 
 
@@ -78,10 +84,13 @@ class _Report:
 
 def measure_cpu(world: World, out: Path, *, seconds: float = 480, notify: Callable[[str], None] = print) -> dict:
     """As `measure`, of a CPU: networks shaped as the world's DiT at small widths, in both dtypes, their products a
-    second beside what one large product reaches before and after, for machines change their speed meanwhile."""
+    second beside what one large product reaches before and after, for machines change their speed meanwhile; and
+    training steps of DiTs as a CPU can train them."""
     take = _Report(world.cfg.name, out, seconds, notify)
     for width, layers, dtype in _WIDTHS:
         take(f"{width} x {layers}, {dtype}", lambda of=(width, layers, dtype): share_of_ceiling(world, *of))
+    for width, patch in _TRAINED:
+        take(f"training, width {width}, patch {patch}", lambda of=(width, patch): training_step(world.cfg, *of))
     return take.report
 
 
@@ -120,6 +129,40 @@ def _narrow(world: World, width: int, layers: int, dtype: DType) -> World:
     }
     cfg = dataclasses.replace(world.cfg, dit=dataclasses.replace(net, **shape))
     return dataclasses.replace(world, cfg=cfg, settings=dataclasses.replace(world.settings, dtype=dtype))
+
+
+def training_step(world: WorldConfig, width: int, patch: int) -> dict:
+    """Of a step of stage causal by diffusion forcing, in bfloat16 with AdamW: seconds, and tokens of the clips a
+    second. The DiT has 6 layers, 3 of them with actions, over latents of 12 x 20."""
+    net = DiTConfig(
+        latent_height=12,
+        latent_width=20,
+        patch=patch,
+        dim=width,
+        num_heads=max(1, width // 64),
+        ffn_dim=4 * width,
+        num_layers=6,
+        num_action_layers=3,
+        image_dim=16,
+        image_tokens=17,
+        window=9,
+        action=ActionConfig(num_heads=4, head_dim=32, embed_dim=32, additive=True),
+    )
+    batch, latents = _CLIPS
+    world = dataclasses.replace(world, dit=net)
+    stage = causal.make_stage(CausalStage(batch=batch, latents=latents, forcing="diffusion"), world)
+    state = jax.jit(lambda key: stage.init(key, {}))(jax.random.key(0))
+    clips = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), clip_spec(world, batch, latents))
+    step = jax.jit(stage.turns[0], donate_argnums=0)
+
+    def run():
+        nonlocal state
+        state, metrics = step(state, clips)
+        return metrics
+
+    time_s = _seconds(run, times=1)
+    tokens = batch * latents * net.frame_tokens
+    return {"time_s": time_s, "tokens": tokens, "tokens_per_s": tokens / time_s}
 
 
 def _product(dtype: DType, side: int = 4096) -> float:

@@ -132,6 +132,8 @@ def test_a_cpus_share_is_of_a_product_of_the_same_run(mgjax, tmp_path, monkeypat
     from mgjax.eval import suite
 
     monkeypatch.setattr(suite, "_WIDTHS", ((32, 2, "float32"), (48, 1, "bfloat16"), (7, 1, "float32")))
+    monkeypatch.setattr(suite, "_TRAINED", ((16, 4),))
+    monkeypatch.setattr(suite, "_CLIPS", (2, 3))
     rates = iter([4e9, 6e9, 1e9, 3e9])
     monkeypatch.setattr(suite, "_product", lambda dtype: next(rates))
     code, out, _ = mgjax("bench", "--suite", "cpu", "--model", "nano", "--out", tmp_path)
@@ -143,5 +145,9 @@ def test_a_cpus_share_is_of_a_product_of_the_same_run(mgjax, tmp_path, monkeypat
         assert part["ceiling_flops_per_s"] == ceiling
         assert part["flops"] == pytest.approx(part["flops_per_s"] * part["time_s"])
         assert part["share"] == pytest.approx(part["flops_per_s"] / ceiling)
+    step = report["training, width 16, patch 4"]
+    assert step["tokens"] == 2 * 3 * 15  # patches of 4 x 4 in 12 x 20
+    assert step["tokens_per_s"] == pytest.approx(90 / step["time_s"])
+    assert f"{step['tokens_per_s']:,.0f} tokens/s" in out
     assert report["32 x 2, float32"]["flops"] > report["48 x 1, bfloat16"]["flops"] > 1e6
     assert "of one large product" in out
