@@ -158,6 +158,7 @@ class FewStepStage(DiTStage):
     steps: int = 6000
     method: Literal["consistency", "ode", "flow"] = "consistency"
     context_noise: float = 0.0  # as the causal stage's
+    own_past: float = 0.0  # method=flow: as the causal stage's
     grid: int = 48  # noise levels of the teacher's trajectory; the student's own levels are inserted exactly
     guidance: float = 1.0  # 1 is the conditional teacher alone
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=6e-6, b1=0.0, b2=0.999))
@@ -167,6 +168,8 @@ class FewStepStage(DiTStage):
         super().__post_init__()
         if self.method == "flow" and self.guidance != 1:
             raise ValueError("method=flow has no teacher that could be guided")
+        if self.method != "flow" and self.own_past:
+            raise ValueError(f"own_past is of method=flow, and few_step.method is {self.method}")
 
 
 @dataclass(frozen=True)

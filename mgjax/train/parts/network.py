@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mgjax.config import AttentionKind, DiTConfig, Remat, WorldConfig
-from mgjax.diffusion.flow import add_noise, timestep
+from mgjax.diffusion.flow import add_noise, clean, expand, timestep
 from mgjax.models import dit
 from mgjax.models.context import Context
 from mgjax.models.masks import block_causal, teacher_forcing
@@ -119,6 +119,27 @@ def draw_past(key: Array, clips: ClipBatch, limit: float) -> PastNoise | None:
     noise_key, level_key = jax.random.split(key)
     shape = clips.latents.shape
     return PastNoise(jax.random.normal(noise_key, shape), limit * jax.random.uniform(level_key, shape[:1]))
+
+
+def draw_own(key: Array, clips: ClipBatch, net: Network, share: float) -> Bool[Array, "b t"]:
+    """Which chunks later ones are to see as the network predicts them (`with_own`): this share of all."""
+    batch, frames = clips.latents.shape[:2]
+    return jnp.repeat(jax.random.uniform(key, (batch, frames // net.dit.chunk)) < share, net.dit.chunk, 1)
+
+
+def with_own(
+    net: Network,
+    params: Params,
+    clips: ClipBatch,
+    noise: Float[Array, "b t h w c"],
+    own: Bool[Array, "b t"],
+    past: PastNoise | None,
+) -> Float[Array, "b t h w c"]:
+    """The clips' latents, the frames of `own` as the network predicts them from the true past and `noise` alone, in one
+    step (scheduled sampling, arXiv:1506.03099). No gradient flows into it."""
+    sigma = jnp.ones(own.shape)
+    velocity = forced(net, clips.latents, past)(jax.lax.stop_gradient(params), noise, sigma, clips)
+    return jnp.where(expand(own, clips.latents), clean(noise, velocity, sigma), clips.latents)
 
 
 def forced(

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mgjax.config import WorldConfig
-from mgjax.diffusion.flow import add_noise, clean, expand, flow_loss
+from mgjax.diffusion.flow import add_noise, flow_loss
 from mgjax.diffusion.schedule import sigmas, step_sigmas, training_weights
 from mgjax.train.parts.fit import BUCKETS, fit_stage, loss_by_level, per_frame
-from mgjax.train.parts.network import PastNoise, causal, draw_past, forced, hide_actions, network_of
+from mgjax.train.parts.network import PastNoise, causal, draw_own, draw_past, forced, hide_actions, network_of, with_own
 from mgjax.train.stage import Stage, fold
 from mgjax.train_config import CausalStage
 
@@ -39,12 +39,6 @@ def make_stage(cfg: CausalStage, world: WorldConfig) -> Stage:
         how = forced(net, shown, past) if cfg.forcing == "teacher" else causal(net)
         return how(weights, x, sigma, clips)
 
-    def with_own(weights, clips, draws):
-        """The clips' latents, some chunks as the network predicts them from the true past and noise alone."""
-        sigma = jnp.ones_like(draws.sigma)
-        v = velocity(jax.lax.stop_gradient(weights), draws.noise, sigma, clips, draws.past)
-        return jnp.where(expand(draws.own, clips.latents), clean(draws.noise, v, sigma), clips.latents)
-
     def draw(state, clips):
         batch, frames = clips.latents.shape[:2]
         chunks = batch, frames // net.dit.chunk
@@ -52,13 +46,13 @@ def make_stage(cfg: CausalStage, world: WorldConfig) -> Stage:
         noise = jax.random.normal(fold(state, "noise"), clips.latents.shape)
         dropped = jax.random.uniform(fold(state, "dropout"), (batch,)) < cfg.action_dropout
         past = draw_past(fold(state, "context"), clips, cfg.context_noise)
-        own = per_frame(jax.random.uniform(fold(state, "own"), chunks) < cfg.own_past, net.dit)
+        own = draw_own(fold(state, "own"), clips, net, cfg.own_past)
         return Draws(noise, table[level], weight[level], dropped, past, own)
 
     def loss(weights, state, piece):
         clips, draws = piece
         shown = hide_actions(clips, draws.dropped)
-        seen = with_own(weights, shown, draws) if cfg.own_past else None
+        seen = with_own(net, weights, shown, draws.noise, draws.own, draws.past) if cfg.own_past else None
         x = add_noise(clips.latents, draws.noise, draws.sigma)
         v = velocity(weights, x, draws.sigma, shown, draws.past, seen)
         return flow_loss(v, clips.latents, draws.noise, draws.weight), {}

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mgjax.config import WorldConfig
 from mgjax.diffusion.consistency import consistency_loss, grid, nodes, regression_loss, trajectory
@@ -20,7 +20,16 @@ from mgjax.diffusion.schedule import step_sigmas
 from mgjax.models import dit
 from mgjax.train.parts.fit import fit_stage, per_frame
 from mgjax.train.parts.lora import tuning
-from mgjax.train.parts.network import Network, PastNoise, draw_past, forced, network_of, null_actions
+from mgjax.train.parts.network import (
+    Network,
+    PastNoise,
+    draw_own,
+    draw_past,
+    forced,
+    network_of,
+    null_actions,
+    with_own,
+)
 from mgjax.train.stage import Stage, fold
 from mgjax.train_config import FewStepStage
 from mgjax.types import ClipBatch
@@ -38,6 +47,7 @@ class Draws(NamedTuple):
     noise: Float[Array, "b t h w c"]
     level: Int[Array, "b t"]  # of the grid, or of the student's list; the same within a chunk
     past: PastNoise | None
+    own: Bool[Array, "b t"] | None = None  # chunks that later ones see as the network predicts them
 
 
 def make_stage(cfg: FewStepStage, world: WorldConfig) -> Stage:
@@ -163,13 +173,17 @@ def _flow(cfg: FewStepStage, world: WorldConfig, net: Network) -> Stage:
             noise=jax.random.normal(fold(state, "noise"), clips.latents.shape),
             level=_draw_levels(fold(state, "level"), clips, net, len(levels)),
             past=draw_past(fold(state, "context"), clips, cfg.context_noise),
+            own=draw_own(fold(state, "own"), clips, net, cfg.own_past) if cfg.own_past else None,
         )
 
     def loss(weights, state, piece):
         clips, draws = piece
         sigma = levels[draws.level]
         x = add_noise(clips.latents, draws.noise, sigma)
-        v = forced(net, clips.latents, draws.past)(weights, x, sigma, clips)
+        seen = clips.latents
+        if draws.own is not None:
+            seen = with_own(net, weights, clips, draws.noise, draws.own, draws.past)
+        v = forced(net, seen, draws.past)(weights, x, sigma, clips)
         return flow_loss(v, clips.latents, draws.noise), {}
 
     return fit_stage("few_step", cfg, world, net.dit, draw, loss, _one_step_errors(net, world))
