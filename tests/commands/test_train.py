@@ -109,8 +109,12 @@ def _refused(capsys, *overrides: str) -> str:
         ("mesh=None", "Unrecognized options: --mesh, None"),
         ("vae=None vae.steps=3", "Unrecognized options: --vae.steps, 3"),
         ("vae.steps=3 vae=None", "Unrecognized options: --vae.steps, 3"),
-        ("few_step.guidance=2 few_step.method=ode", "stage causal never sees: set causal.action_dropout"),
+        (
+            "few_step.guidance=2 few_step.method=ode few_step.own_past=0",
+            "stage causal never sees: set causal.action_dropout",
+        ),
         ("few_step.guidance=2", "method=flow has no teacher that could be guided"),
+        ("few_step.method=ode", "own_past is of method=flow, and few_step.method is ode"),
         ("long.guidance=2", "stage foundation never sees: set foundation.action_dropout"),
         ("foundation.starts=2", "its teacher sees no more than 2: set foundation.starts"),
         ("vae.optimizer.decay=1.5", "between 0 and 1"),

@@ -15,8 +15,8 @@ from mgjax.models.graft import graft_keyboard
 from mgjax.train.parts.network import causal, draw_past, forced, network_of
 from mgjax.train.parts.rolling import begin, chunk_rows, clip_of, draw_noise, repeat_steps, replay, roll, stream_params
 from mgjax.train.stages import causal as causal_stage
-from mgjax.train.stages import foundation
-from mgjax.train_config import CausalStage, FoundationStage
+from mgjax.train.stages import few_step, foundation
+from mgjax.train_config import CausalStage, FewStepStage, FoundationStage
 from mgjax.world import World
 
 BATCH, CHUNKS, CONTEXT = 2, 4, 0.3
@@ -163,13 +163,17 @@ def test_half_of_the_foundation_windows_begin_in_mid_stream(world):
     assert 10 <= sum(moved) <= 30  # 20 of 40 expected, three deviations each way
 
 
-def test_chunks_see_the_network_s_own_prediction_of_the_past(world):
+@pytest.mark.parametrize("name", ["causal", "few_step"])
+def test_chunks_see_the_network_s_own_prediction_of_the_past(world, name):
     """Of two chunks the second sees the first as it is predicted from noise alone: the loss depends on the first
     chunk's latents as a square does, since no prediction depends on them. It does not where they are seen."""
     world = dataclasses.replace(world, sampler=dataclasses.replace(world.sampler, steps=(1000,)))
     chunk = world.dit.chunk
-    cfg = CausalStage(batch=2, latents=2 * chunk, levels="few", context_noise=0.3, own_past=1.0, dtype="float32")
-    stage = causal_stage.make_stage(cfg, world)
+    common = {"batch": 2, "latents": 2 * chunk, "context_noise": 0.3, "own_past": 1.0, "dtype": "float32"}
+    if name == "causal":
+        stage = causal_stage.make_stage(CausalStage(levels="few", **common), world)
+    else:
+        stage = few_step.make_stage(FewStepStage(method="flow", **common), world)
     state = jax.jit(stage.init)(jax.random.key(0), {"dit": tiny.weights(world)})
     clips = tiny.clips(world, 2, 2 * chunk)
 
@@ -180,4 +184,5 @@ def test_chunks_see_the_network_s_own_prediction_of_the_past(world):
 
     curvature = loss(1.0) + loss(-1.0) - 2 * loss(0.0)  # of the mean over both chunks: 1 of the square alone
     assert abs(curvature - 1) < 1e-3
-    assert list(stage.evaluate(state, clips)) == ["loss", "loss_t1000"]
+    kind = {"causal": "loss", "few_step": "error"}[name]
+    assert list(stage.evaluate(state, clips)) == [kind, f"{kind}_t1000"]
