@@ -2,7 +2,7 @@
 
     mgjax train configs/nano.py --stage all --out runs/nano
 
-Expect: 15 minutes of two cores, three of them compilation that a second run does without (BENCHMARKS.md),
+Expect: 15 to 20 minutes of two cores, four of them compilation that a second run does without (BENCHMARKS.md),
 a loss that falls in every stage (OUT/STAGE/curves.png), a table that says of every stage whether it holds, and weights
 in OUT/long/weights, which `mgjax generate --weights` runs; `mgjax convert OUT/long/weights TO --dtype bfloat16` halves
 them to the 1.8 MB of those that come with mgjax. More steps make a better world.
@@ -14,7 +14,8 @@ The weights that come with mgjax are those of stage self_forcing after about an 
 with N = 450 (vae, at learning_rate=0.002 and decay=1) and 200 (taehv), both from those that came with mgjax before,
 which had taken a quarter of an hour; then from nothing 3400 (foundation), 330 (causal), 150 (few_step) and 80
 (self_forcing). That was with AdamW in every stage, few_step by consistency (grid=16), and before vae.kl_weight (1e-4)
-and the rates of self_forcing and long (1e-4) became what they are.
+and the rates of self_forcing and long (1e-4) became what they are, and three latent frames at once, as preset nano has
+them still.
 """
 
 from dataclasses import replace
