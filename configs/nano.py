@@ -2,7 +2,7 @@
 
     mgjax train configs/nano.py --stage all --out runs/nano
 
-Expect: 15 to 20 minutes of two cores, four of them compilation that a second run does without (BENCHMARKS.md),
+Expect: 20 minutes of two cores, some of them compilation that a second run does without (BENCHMARKS.md),
 a loss that falls in every stage (OUT/STAGE/curves.png), a table that says of every stage whether it holds, and weights
 in OUT/long/weights, which `mgjax generate --weights` runs; `mgjax convert OUT/long/weights TO --dtype bfloat16` halves
 them to the 1.8 MB of those that come with mgjax. More steps make a better world.
@@ -52,8 +52,8 @@ def config() -> TrainConfig:
     distilled = {**small, "latents": 6, "ratio": 5, "critic": adam(3e-4, b1=0.0)}
     released = preset("nano")
     # The released model makes three latent frames at once, and knows of the last no more than the keys of a second
-    # and a picture from before them; so small a network learns that far later than one frame after another. Its levels
-    # of noise lie high, where the keys decide; low ones teach copying.
+    # and a picture from before them; so small a network learns that far later than one frame after another. High
+    # levels of noise are those at which the keys decide; low ones teach copying.
     world = replace(
         released,
         dit=replace(released.dit, chunk=1, window=4),

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from mgjax.config import DiTConfig, WorldConfig
 from mgjax.models import dit
@@ -100,11 +100,6 @@ def clip_spec(world: WorldConfig, batch: int, latents: int) -> ClipBatch:
         features=of(net.image_tokens, net.image_dim),
         actions=Actions(of(rows, net.action.keyboard_dim), of(rows, net.action.mouse_dim)),
     )
-
-
-def per_frame(chunks: Float[Array, "b i"] | Int[Array, "b i"], net: DiTConfig) -> Array:
-    """One value a chunk as one value a latent frame."""
-    return jnp.repeat(chunks, net.chunk, 1)
 
 
 def loss_by_level(

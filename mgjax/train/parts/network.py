@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from mgjax.config import AttentionKind, DiTConfig, Remat, WorldConfig
 from mgjax.diffusion.flow import add_noise, clean, expand, timestep
@@ -121,10 +121,15 @@ def draw_past(key: Array, clips: ClipBatch, limit: float) -> PastNoise | None:
     return PastNoise(jax.random.normal(noise_key, shape), limit * jax.random.uniform(level_key, shape[:1]))
 
 
+def per_frame(chunks: Shaped[Array, "b i"], net: DiTConfig) -> Array:
+    """One value a chunk as one value a latent frame."""
+    return jnp.repeat(chunks, net.chunk, 1)
+
+
 def draw_own(key: Array, clips: ClipBatch, net: Network, share: float) -> Bool[Array, "b t"]:
     """Which chunks later ones are to see as the network predicts them (`with_own`): this share of all."""
     batch, frames = clips.latents.shape[:2]
-    return jnp.repeat(jax.random.uniform(key, (batch, frames // net.dit.chunk)) < share, net.dit.chunk, 1)
+    return per_frame(jax.random.uniform(key, (batch, frames // net.dit.chunk)) < share, net.dit)
 
 
 def with_own(

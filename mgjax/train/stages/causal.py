@@ -13,8 +13,18 @@ from jaxtyping import Array, Bool, Float
 from mgjax.config import WorldConfig
 from mgjax.diffusion.flow import add_noise, flow_loss
 from mgjax.diffusion.schedule import sigmas, step_sigmas, training_weights
-from mgjax.train.parts.fit import BUCKETS, fit_stage, loss_by_level, per_frame
-from mgjax.train.parts.network import PastNoise, causal, draw_own, draw_past, forced, hide_actions, network_of, with_own
+from mgjax.train.parts.fit import BUCKETS, fit_stage, loss_by_level
+from mgjax.train.parts.network import (
+    PastNoise,
+    causal,
+    draw_own,
+    draw_past,
+    forced,
+    hide_actions,
+    network_of,
+    per_frame,
+    with_own,
+)
 from mgjax.train.stage import Stage, fold
 from mgjax.train_config import CausalStage
 

@@ -18,7 +18,7 @@ from mgjax.diffusion.consistency import consistency_loss, grid, nodes, regressio
 from mgjax.diffusion.flow import add_noise, clean, flow_loss, guided
 from mgjax.diffusion.schedule import step_sigmas
 from mgjax.models import dit
-from mgjax.train.parts.fit import fit_stage, per_frame
+from mgjax.train.parts.fit import fit_stage
 from mgjax.train.parts.lora import tuning
 from mgjax.train.parts.network import (
     Network,
@@ -28,6 +28,7 @@ from mgjax.train.parts.network import (
     forced,
     network_of,
     null_actions,
+    per_frame,
     with_own,
 )
 from mgjax.train.stage import Stage, fold
